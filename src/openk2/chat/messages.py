@@ -1,0 +1,105 @@
+"""The vocabulary shared by server, client, agent, evals and training: messages, tool calls, tool declarations.
+
+Wire formats (OpenAI, Anthropic) are converted to these at the edge; nothing inside knows a wire format.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["system", "user", "assistant", "tool"]
+Content = str | Sequence[Mapping[str, Any]] | None
+"""Text, OpenAI-style content parts (`{"type": "text", "text": ...}`), or nothing."""
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """One call that the model asks for."""
+
+    id: str
+    """Opaque to clients; canonical form `functions.NAME:INDEX`, the index counting over the conversation."""
+    name: str
+    arguments: str
+    """JSON text exactly as the model wrote it; never re-serialised."""
+
+
+@dataclass(frozen=True)
+class ToolSpec:
+    """A tool that the model may call, kept as the caller declared it: the template shows every key of it."""
+
+    declaration: Mapping[str, Any]
+    """`{"type": "function", "function": {"name", "description", "parameters", ...}}`"""
+
+    @classmethod
+    def function(cls, name: str, description: str, parameters: Mapping[str, Any]) -> ToolSpec:
+        return cls({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
+
+    @property
+    def name(self) -> str:
+        return self.declaration["function"]["name"]
+
+    @property
+    def description(self) -> str:
+        return self.declaration["function"].get("description") or ""
+
+    @property
+    def parameters(self) -> Mapping[str, Any]:
+        """JSON schema of the arguments; a missing one is an empty object."""
+        return self.declaration["function"].get("parameters") or {"type": "object", "properties": {}}
+
+
+@dataclass(frozen=True)
+class Message:
+    role: Role
+    content: Content = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    """On a `tool` message: the id of the call that this is the result of."""
+
+    @property
+    def text(self) -> str:
+        """The content's text parts, joined."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.get("text", "") for part in self.content if part.get("type") == "text")
+
+
+ToolChoiceMode = Literal["auto", "none", "required"]
+
+
+@dataclass(frozen=True)
+class ToolChoice:
+    """Which calls the model may or must make."""
+
+    mode: ToolChoiceMode = "auto"
+    name: str | None = None
+    """With mode `required`: the one tool that must be called."""
+    parallel: bool = True
+    """False allows at most one call in a turn."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Of the prompt's tokens, those whose cache entries were found."""
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "error"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished answer: what a stream of events adds up to."""
+
+    message: Message
+    finish_reason: FinishReason
+    usage: Usage = field(default_factory=Usage)

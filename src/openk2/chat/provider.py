@@ -1,0 +1,38 @@
+"""The one interface between whoever wants an answer (server, agent, evals) and whatever gives it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from openk2.chat.events import ChatEvent
+from openk2.chat.messages import Message, ToolChoice, ToolSpec
+from openk2.config.sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...] = ()
+    tool_choice: ToolChoice = field(default_factory=ToolChoice)
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    grammar: bool = True
+    """Hold tool calls to the declared names and schemas while they are sampled, where the provider can."""
+
+
+class ChatProvider(Protocol):
+    """Our engine (`openk2.llm`), a remote endpoint (`openk2.client`) or a script (`openk2.chat.scripted`)."""
+
+    @property
+    def model(self) -> str:
+        """The name under which the model answers."""
+        ...
+
+    def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+        """Yield the answer's events; closing the iterator aborts the request.
+
+        Raises RequestError before the first event when the request cannot be served, ProviderError when the
+        provider fails.
+        """
+        ...

@@ -1,0 +1,7 @@
+"""What a model is (`ModelConfig`, presets) and how it is asked (`SamplingParams`). Standard library only."""
+
+from openk2.config.model_config import ModelConfig, RopeScaling
+from openk2.config.presets import PRESETS, preset
+from openk2.config.sampling import SamplingParams
+
+__all__ = ["PRESETS", "ModelConfig", "RopeScaling", "SamplingParams", "preset"]

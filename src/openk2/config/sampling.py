@@ -1,0 +1,42 @@
+"""How the next token is chosen, for one request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from openk2.errors import RequestError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """Sampling settings of one request. `None` means: the checkpoint's `generation_config.json`, then the default."""
+
+    max_tokens: int | None = None
+    """Most tokens to generate; None fills the window."""
+    temperature: float | None = None
+    """0 is greedy. Default 0.6, the model card's recommendation."""
+    top_p: float | None = None
+    top_k: int | None = None
+    """Keep the k most likely tokens; None or 0 keeps all."""
+    min_p: float | None = None
+    """Drop tokens less likely than min_p times the most likely one."""
+    seed: int | None = None
+    """With a seed, results do not depend on scheduling; without one, a fresh seed is drawn for each request."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer; never part of it."""
+    ignore_eos: bool = False
+    topk: int | None = None
+    """Routed experts per generated token (the expert budget); None is the trained number."""
+
+    def __post_init__(self) -> None:
+        def check(name: str, ok: bool, rule: str) -> None:
+            if not ok:
+                raise RequestError(f"{name} must be {rule}, not {getattr(self, name)!r}", param=name)
+
+        check("max_tokens", self.max_tokens is None or self.max_tokens >= 1, "at least 1")
+        check("temperature", self.temperature is None or 0 <= self.temperature <= 2, "between 0 and 2")
+        check("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
+        check("top_k", self.top_k is None or self.top_k >= 0, "at least 0")
+        check("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1")
+        check("stop", len(self.stop) <= 4 and all(self.stop), "at most 4 non-empty strings")
+        check("topk", self.topk is None or self.topk >= 1, "at least 1")
