@@ -1,0 +1,53 @@
+"""What one forward pass works on, beside the token ids: packed tokens of several sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PagedBatch:
+    """Where the tokens of a serving step stand in the paged latent cache.
+
+    B sequences, T tokens; sequence b owns the tokens `query_starts[b]` to `query_starts[b + 1]`.
+    """
+
+    slot_mapping: Tensor
+    """(T,) int64: the cache slot (block * block_size + offset) that each token writes."""
+    block_tables: Tensor
+    """(B, max_blocks) int64; entries past the context are 0 and ignored."""
+    query_starts: tuple[int, ...]
+    context_lens: tuple[int, ...]
+    """Tokens of each sequence in the cache after this step."""
+    generated: Tensor
+    """(T,) bool: a generated token (absorbed attention) or one of the prompt (expanded)."""
+
+
+@dataclass(frozen=True)
+class ForwardBatch:
+    """T packed tokens. Without `paged`, whole sequences attend to themselves and nothing is cached."""
+
+    positions: Tensor
+    """(T,) int64."""
+    cu_seqlens: tuple[int, ...] = ()
+    """Borders of the packed sequences, from 0 to T."""
+    paged: PagedBatch | None = None
+    topk: Tensor | None = None
+    """(T,) int64 expert budget of each token; None is the trained one."""
+    max_logits: Tensor | None = None
+    """(layers, heads) float32, raised in place to the largest attention logits seen: for QK-Clip."""
+    expert_load: Tensor | None = None
+    """(layers, experts) float32, to which the tokens that chose each expert are added: for load balancing."""
+
+    @classmethod
+    def packed(
+        cls, lengths: Sequence[int], *, start: int = 0, device: torch.device | str = "cpu", **extra: Tensor | None
+    ) -> ForwardBatch:
+        """Whole sequences of these lengths, each at positions from `start`."""
+        positions = torch.cat([torch.arange(start, start + n) for n in lengths])
+        return cls(positions.to(device), (0, *accumulate(lengths)), **extra)  # type: ignore[arg-type]

@@ -1,0 +1,95 @@
+"""The K2 family's model: pre-norm blocks of latent attention and (mixture-of-experts) SwiGLU.
+
+Architecture only: no sampling, no scheduling, no loading.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from openk2.config import ModelConfig
+from openk2.models.attention import MLAttention
+from openk2.models.forward_batch import ForwardBatch
+from openk2.models.layers import MLP, Linear, RMSNorm
+from openk2.models.moe import MoE, RoutedExperts
+from openk2.models.rope import inv_freq, rotary_tables
+
+
+class DecoderLayer(nn.Module):
+    """h + Attn(norm(h)), then h + FFN(norm(h))."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = MLAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp: MLP | MoE
+        if config.is_moe_layer(layer):
+            self.mlp = MoE(config, layer)
+        else:
+            self.mlp = MLP(config.hidden_size, config.intermediate_size)
+
+    def forward(self, h: Tensor, batch: ForwardBatch, rotary: tuple[Tensor, Tensor], kv_cache: Tensor | None) -> Tensor:
+        h = h + self.self_attn(self.input_layernorm(h), batch, rotary, kv_cache)
+        x = self.post_attention_layernorm(h)
+        return h + (self.mlp(x, batch) if isinstance(self.mlp, MoE) else self.mlp(x))
+
+
+class Backbone(nn.Module):
+    """Everything between token ids and the last hidden state: the `model.` part of the checkpoint."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, batch: ForwardBatch, kv_cache: Sequence[Tensor] | None = None) -> Tensor:
+        rotary = rotary_tables(batch.positions, inv_freq(self.config).to(input_ids.device), self.config)
+        h = self.embed_tokens(input_ids)
+        for index, layer in enumerate(self.layers):
+            h = layer(h, batch, rotary, None if kv_cache is None else kv_cache[index])
+        return self.norm(h)
+
+
+class K2Model(nn.Module):
+    """Token ids in, hidden states and logits out.
+
+    Parameters are uninitialised (or on the meta device): fill them from a checkpoint, or with
+    `openk2.training.init`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Backbone(config)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, input_ids: Tensor, batch: ForwardBatch, kv_cache: Sequence[Tensor] | None = None) -> Tensor:
+        """Hidden states (T, hidden) of T packed tokens; `kv_cache` holds one paged tensor per layer."""
+        return self.model(input_ids, batch, kv_cache)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """(T, hidden) to (T, vocab), float32."""
+        return self.lm_head(hidden).float()
+
+    def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor under its published name, as a view of this model's memory: for loading and export."""
+        stacks = {name for name, module in self.named_modules() if isinstance(module, RoutedExperts)}
+        for name, parameter in self.named_parameters():
+            owner = name.rpartition(".")[0]
+            if owner not in stacks:
+                yield name, parameter.data
+            elif name.endswith(".gate_up_proj"):
+                for suffix, view in self.get_submodule(owner).checkpoint_tensors():  # type: ignore[operator]
+                    yield f"{owner}.{suffix}", view
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Exact count, without allocating anything."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in K2Model(config).parameters())

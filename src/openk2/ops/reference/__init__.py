@@ -1,0 +1,19 @@
+"""Each op's definition in plain PyTorch: readable, differentiable, the one that every faster version must equal."""
+
+from openk2.ops.reference.linear import linear
+from openk2.ops.reference.mla import absorbed_attention, causal_attention, paged_attention
+from openk2.ops.reference.moe import moe_experts, route, swiglu
+from openk2.ops.reference.norm import rms_norm
+from openk2.ops.reference.rotary import apply_rotary
+
+__all__ = [
+    "absorbed_attention",
+    "apply_rotary",
+    "causal_attention",
+    "linear",
+    "moe_experts",
+    "paged_attention",
+    "rms_norm",
+    "route",
+    "swiglu",
+]
