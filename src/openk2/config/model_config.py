@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from openk2.errors import ConfigError
@@ -30,6 +30,10 @@ class RopeScaling:
     mscale_all_dim: float = 0.0
 
     def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ConfigError(f"rope_scaling.{spec.name} must be a number, not {value!r}", param="rope_scaling")
         if self.factor < 1:
             raise ConfigError(f"rope_scaling.factor must be at least 1, not {self.factor}", param="rope_scaling")
 
@@ -86,6 +90,8 @@ class ModelConfig:
     """Keys of the file that mean nothing here; written back unchanged."""
 
     def __post_init__(self) -> None:
+        self._check_types()
+
         def positive(*names: str) -> None:
             for name in names:
                 if getattr(self, name) is None or getattr(self, name) <= 0:
@@ -108,6 +114,13 @@ class ModelConfig:
                 f"n_group {self.n_group} / topk_group {self.topk_group} do not divide {self.n_routed_experts} experts",
                 param="n_group",
             )
+        group_size = self.n_routed_experts // self.n_group
+        if self.num_experts_per_tok > self.topk_group * group_size or (self.n_group > 1 and group_size < 2):
+            raise ConfigError(
+                f"{self.topk_group} of {self.n_group} groups of {group_size} experts are too few to choose "
+                f"{self.num_experts_per_tok}",
+                param="topk_group",
+            )
         if self.moe_layer_freq != 1:
             raise ConfigError(f"moe_layer_freq {self.moe_layer_freq} is not supported, only 1", param="moe_layer_freq")
         known = {("sigmoid", "noaux_tc"), ("softmax", "greedy"), ("softmax", "group_limited_greedy")}
@@ -117,6 +130,14 @@ class ModelConfig:
                 + ", ".join(sorted(f"{s}/{m}" for s, m in known)),
                 param="topk_method",
             )
+
+    def _check_types(self) -> None:
+        for spec in fields(self):
+            allowed = FIELD_TYPES.get(str(spec.type))
+            value = getattr(self, spec.name)
+            if allowed is None or (isinstance(value, allowed) and (bool in allowed or not isinstance(value, bool))):
+                continue
+            raise ConfigError(f"{spec.name} must be of type {spec.type}, not {value!r}", param=spec.name)
 
     @property
     def qk_head_dim(self) -> int:
@@ -159,26 +180,49 @@ class ModelConfig:
             raise ConfigError(
                 f"model_type {model_type!r} is not of the K2 family ({', '.join(MODEL_TYPES)})", param="model_type"
             )
-        missing = [key for key in REQUIRED_KEYS if key not in values]
+        missing = [key for key in REQUIRED_KEYS if key not in values]  # q_lora_rank may be null, not absent
         if missing:
             raise ConfigError(f"config.json lacks {', '.join(missing)}", param=missing[0])
         for key, honoured in HONOURED_VALUES.items():
-            if key in values and values[key] not in honoured:
+            if values.get(key) is not None and values[key] not in honoured:
                 raise ConfigError(f"{key} = {values[key]!r} cannot be honoured, only {honoured[0]!r}", param=key)
-        for key, default in FAMILY_DEFAULTS.get(model_type, {}).items():
-            values.setdefault(key, default)
-        if isinstance(values.get("eos_token_id"), list):
-            values["eos_token_id"] = tuple(values["eos_token_id"])
-        if "dtype" in values:
-            values.setdefault("torch_dtype", values["dtype"])
         rope = values.pop("rope_parameters", None)
         if rope is not None:
             values.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-            values["rope_scaling"] = rope
+            values.setdefault("rope_scaling", rope)
+        for key, default in FAMILY_DEFAULTS[model_type].items():
+            if values.get(key) is None:
+                values[key] = default
+        if values["n_routed_experts"] is not None:
+            missing = [key for key in REQUIRED_MOE_KEYS if values.get(key) is None]
+            if missing:
+                raise ConfigError(f"config.json lacks {', '.join(missing)}", param=missing[0])
+        if values.get("num_key_value_heads") not in (None, values["num_attention_heads"]):
+            raise ConfigError(
+                f"num_key_value_heads = {values['num_key_value_heads']!r} cannot be honoured: latent attention has as "
+                f"many as num_attention_heads, {values['num_attention_heads']!r}",
+                param="num_key_value_heads",
+            )
+        if isinstance(values["eos_token_id"], list):
+            values["eos_token_id"] = tuple(values["eos_token_id"])
+        if "dtype" in values:
+            values.setdefault("torch_dtype", values["dtype"])
         values["rope_scaling"] = _read_rope_scaling(values.get("rope_scaling"))
-        names = {f for f in cls.__dataclass_fields__ if f != "extra"}
-        extra = {k: v for k, v in values.items() if k not in names}
-        return cls(**{k: v for k, v in values.items() if k in names}, extra=extra)
+        names = {f.name for f in fields(cls)} - {"extra"}
+        config = cls(**{k: v for k, v in values.items() if k in names})
+        derived = config._derived()
+        extra = {k: v for k, v in values.items() if k not in names and (k not in derived or v != derived[k])}
+        return replace(config, extra=extra)
+
+    def _derived(self) -> dict[str, Any]:
+        """Keys that other readers of a `config.json` look for and that follow from the fields here."""
+        architecture = "DeepseekV2ForCausalLM" if self.model_type == "deepseek_v2" else "DeepseekV3ForCausalLM"
+        return {
+            "architectures": [architecture],
+            "hidden_act": "silu",
+            "num_key_value_heads": self.num_attention_heads,
+            "attention_bias": False,
+        }
 
     @property
     def unknown_keys(self) -> list[str]:
@@ -187,21 +231,14 @@ class ModelConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` object that `from_hf` reads back to an equal config."""
-        out: dict[str, Any] = dict(self.extra)
-        for name in self.__dataclass_fields__:
-            if name != "extra":
-                out[name] = getattr(self, name)
+        out = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
         if self.rope_scaling is not None:
             out["rope_scaling"] = {"type": "yarn", **vars(self.rope_scaling)}
         if isinstance(self.eos_token_id, tuple):
             out["eos_token_id"] = list(self.eos_token_id)
         if self.quantization_config is None:
             del out["quantization_config"]
-        out.setdefault("architectures", ["DeepseekV3ForCausalLM"])
-        out.setdefault("hidden_act", "silu")
-        out.setdefault("num_key_value_heads", self.num_attention_heads)
-        out.setdefault("attention_bias", False)
-        return out
+        return {**self._derived(), **out, **self.extra}
 
 
 MODEL_TYPES = ("kimi_k2", "deepseek_v3", "deepseek_v2")
@@ -216,33 +253,52 @@ REQUIRED_KEYS = (
     "qk_nope_head_dim",
     "qk_rope_head_dim",
     "v_head_dim",
+    "q_lora_rank",
 )
 
-FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
-    # Keys that older configs of a family leave to the modelling code.
-    "deepseek_v2": {"scoring_func": "softmax", "topk_method": "greedy", "norm_topk_prob": False},
-    "deepseek_v3": {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True},
-    "kimi_k2": {},
+REQUIRED_MOE_KEYS = ("moe_intermediate_size", "num_experts_per_tok", "routed_scaling_factor", "n_group", "topk_group")
+"""The families' modelling codes disagree on the defaults of these, so a missing one would be silently wrong."""
+
+FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
 }
-for _defaults in FAMILY_DEFAULTS.values():
-    # Absent means absent here, not K2's number.
-    _defaults.update(
-        q_lora_rank=None,
-        n_routed_experts=None,
-        n_shared_experts=None,
-        first_k_dense_replace=0,
-        routed_scaling_factor=1.0,
-        rope_theta=10000.0,
-        max_position_embeddings=4096,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
+"""What a field of this annotation may hold; JSON writes 50000.0 as 50000 at times."""
+
+COMMON_DEFAULTS: dict[str, Any] = {
+    # Absent means absent, or the modelling code's default, and never K2's number.
+    "n_routed_experts": None,
+    "n_shared_experts": None,
+    "first_k_dense_replace": 0,
+    "rope_theta": 10000.0,
+    "max_position_embeddings": 4096,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+_SIGMOID = {**COMMON_DEFAULTS, "scoring_func": "sigmoid", "topk_method": "noaux_tc", "norm_topk_prob": True}
+FAMILY_DEFAULTS: dict[str, dict[str, Any]] = {
+    # Keys that configs of a family leave to its modelling code, or state as null.
+    "kimi_k2": _SIGMOID,
+    "deepseek_v3": _SIGMOID,
+    "deepseek_v2": {
+        **COMMON_DEFAULTS,
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "norm_topk_prob": False,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+}
 
 HONOURED_VALUES: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "attention_dropout": (0.0, 0),
     "rope_interleave": (True,),
+    "mlp_bias": (False,),
     "ep_size": (1,),
     "pretraining_tp": (1,),
     "tie_word_embeddings": (False,),
@@ -260,6 +316,8 @@ INERT_KEYS = frozenset(
 def _read_rope_scaling(raw: Mapping[str, Any] | RopeScaling | None) -> RopeScaling | None:
     if raw is None or isinstance(raw, RopeScaling):
         return raw
+    if not isinstance(raw, Mapping):
+        raise ConfigError(f"rope_scaling must be an object, not {raw!r}", param="rope_scaling")
     kind = raw.get("rope_type", raw.get("type", "default"))
     if kind == "default":
         return None
@@ -272,4 +330,4 @@ def _read_rope_scaling(raw: Mapping[str, Any] | RopeScaling | None) -> RopeScali
     unknown = set(raw) - set(names) - {"type", "rope_type", "rope_theta", "attention_factor", "truncate"}
     if unknown or raw.get("attention_factor") is not None or raw.get("truncate", True) is not True:
         raise ConfigError(f"rope_scaling keys cannot be honoured: {dict(raw)}", param="rope_scaling")
-    return RopeScaling(**{k: v for k, v in raw.items() if k in names})
+    return RopeScaling(**{k: v for k, v in raw.items() if k in names and v is not None})

@@ -43,9 +43,12 @@ class MoEGate(nn.Module):
         )
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
+        bias = self.e_score_correction_bias
+        exact = None if bias is None else bias.data
         super()._apply(fn, recurse)
-        if self.e_score_correction_bias is not None:
-            self.e_score_correction_bias.data = self.e_score_correction_bias.data.float()
+        moved = self.e_score_correction_bias
+        if exact is not None and moved is not None and moved.dtype != torch.float32:
+            moved.data = exact.to(moved.device)  # the cast has rounded it: take the value from before
         return self
 
 
