@@ -46,7 +46,7 @@ class ChatTemplate:
         self._control_token = re.compile(
             "|".join(re.escape(text) for text in sorted(tokenizer.specials, key=len, reverse=True))
         )
-        self._openers = sorted({text[0] for text in tokenizer.specials})
+        self._nonces = _Nonces(sorted({text[0] for text in tokenizer.specials}))
         try:
             self._template = _environment().from_string(self.source)
         except jinja2.TemplateError as error:
@@ -84,11 +84,11 @@ class ChatTemplate:
 
         Raises RequestError for a tool result of no call, TemplateError when the template refuses the messages.
         """
-        rendered, nonces = self._render(messages, tools, add_generation_prompt)
+        rendered = self._render(messages, tools, add_generation_prompt)
         ids: list[int] = []
         for run, control in self._split(rendered):
             if run:
-                ids += self.tokenizer.encode(nonces.restore(run))
+                ids += self.tokenizer.encode(self._nonces.restore(run))
             if control is not None:
                 ids.append(self.tokenizer.specials[control])
         return ids
@@ -101,13 +101,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         """The prompt as text, for people to read: it cannot tell a control token from a caller's literal of it."""
-        rendered, nonces = self._render(messages, tools, add_generation_prompt)
-        return nonces.restore(rendered)
+        return self._nonces.restore(self._render(messages, tools, add_generation_prompt))
 
-    def _render(
-        self, messages: Sequence[Message], tools: Sequence[ToolSpec], add_generation_prompt: bool
-    ) -> tuple[str, _Nonces]:
-        nonces = _Nonces(self._openers)
+    def _render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], add_generation_prompt: bool) -> str:
+        nonces = self._nonces
         variables = {
             "messages": [nonces.protect(_message_object(message)) for message in canonicalize(messages)],
             "tools": [nonces.protect(sort_keys(tool.declaration)) for tool in tools] or None,
@@ -116,7 +113,7 @@ class ChatTemplate:
             "eos_token": self.tokenizer.encoding.decode([self.tokenizer.eos_id]),
         }
         try:
-            return self._template.render(variables), nonces
+            return self._template.render(variables)
         except TemplateError as error:
             raise TemplateError(nonces.restore(str(error)), param="messages") from None
         except Exception as error:  # a template is a program: whatever it trips over is a fault of it or of the request
@@ -134,7 +131,7 @@ class ChatTemplate:
 
 
 class _Nonces:
-    """Stand-ins, for one rendering, of the characters that can begin a control token.
+    """Stand-ins of the characters that can begin a control token; drawn per template and never shown to anyone.
 
     A nonce is decimal digits only, so no filter of a template (case, JSON escapes) changes it. Its first digit occurs
     nowhere else in it, so it is found exactly where it was put, whatever digits stand around it.

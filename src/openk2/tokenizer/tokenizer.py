@@ -247,7 +247,8 @@ def _fill_slots(named: Mapping[str, int], n_ranks: int) -> dict[str, int]:
     for text, token_id in named.items():
         if token_id not in slots:
             raise TokenizerError(
-                f"Special token {text} has id {token_id}; with {n_ranks} ranks special ids are {slots[0]} to {slots[-1]}.",
+                f"Special token {text} has id {token_id}; with {n_ranks} ranks, special ids are"
+                f" {slots[0]} to {slots[-1]}.",
                 param=CONFIG_FILE,
             )
         if token_id in texts:
