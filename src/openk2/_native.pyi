@@ -1,0 +1,6 @@
+"""The compiled extension (csrc/bindings.cpp). Tensors pass as addresses: only `openk2.ops.cpu` calls it."""
+
+def supported_isas() -> list[str]: ...
+def rms_norm(
+    x: int, weight: int, out: int, rows: int, cols: int, eps: float, is_bf16: bool, isa: str
+) -> None: ...
