@@ -126,7 +126,7 @@ class ModelConfig:
         known = {("sigmoid", "noaux_tc"), ("softmax", "greedy"), ("softmax", "group_limited_greedy")}
         if (self.scoring_func, self.topk_method) not in known:
             raise ConfigError(
-                f"routing {self.scoring_func}/{self.topk_method} is not supported, only "
+                f"routing by scoring_func/topk_method {self.scoring_func}/{self.topk_method} is not supported, only "
                 + ", ".join(sorted(f"{s}/{m}" for s, m in known)),
                 param="topk_method",
             )
@@ -306,11 +306,39 @@ HONOURED_VALUES: dict[str, tuple[Any, ...]] = {
 }
 
 INERT_KEYS = frozenset(
-    "architectures auto_map aux_loss_alpha seq_aux use_cache transformers_version num_key_value_heads head_dim dtype "
-    "torch_dtype pad_token_id return_dict output_attentions output_hidden_states _name_or_path qk_head_dim num_mtp_layers "
-    "rope_type partial_rotary_factor num_local_experts output_router_logits router_aux_loss_coef is_decoder "
-    "chunk_size_feed_forward id2label label2id is_encoder_decoder problem_type".split()
+    (
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "aux_loss_alpha",
+        "chunk_size_feed_forward",
+        "dtype",
+        "head_dim",
+        "id2label",
+        "is_decoder",
+        "is_encoder_decoder",
+        "label2id",
+        "num_experts",
+        "num_key_value_heads",
+        "num_local_experts",
+        "num_mtp_layers",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "partial_rotary_factor",
+        "problem_type",
+        "qk_head_dim",
+        "return_dict",
+        "rope_type",
+        "router_aux_loss_coef",
+        "seq_aux",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    )
 )
+"""Keys of the published files that describe training or other readers; they change nothing here."""
 
 
 def _read_rope_scaling(raw: Mapping[str, Any] | RopeScaling | None) -> RopeScaling | None:

@@ -93,3 +93,13 @@ def num_parameters(config: ModelConfig) -> int:
     """Exact count, without allocating anything."""
     with torch.device("meta"):
         return sum(p.numel() for p in K2Model(config).parameters())
+
+
+def num_active_parameters(config: ModelConfig) -> int:
+    """Those that one token uses: all but the routed experts that were not chosen for it; embedding table included."""
+    total = num_parameters(config)
+    if config.n_routed_experts is None:
+        return total
+    moe_layers = sum(config.is_moe_layer(layer) for layer in range(config.num_hidden_layers))
+    expert = 3 * config.hidden_size * config.moe_intermediate_size
+    return total - moe_layers * (config.n_routed_experts - config.num_experts_per_tok) * expert
