@@ -1,0 +1,49 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+PORT ?= 8000
+TORCH ?= auto
+VENV := .venv
+READY := $(VENV)/.ready
+PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest
+
+.PHONY: help setup serve test test-slow test-clients test-peers bench force
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv with everything (TORCH=cpu|cuda forces that build of torch)
+
+# torch comes first: whatever names it as a dependency then leaves the chosen build alone.
+$(READY): pyproject.toml constraints.txt CMakeLists.txt dev/install-torch $(wildcard csrc/* csrc/common/*) \
+          $(if $(filter auto,$(TORCH)),,force)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openk2 needs Python 3.11 or newer: make setup PYTHON=python3.12")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $$(dev/install-torch --is-installed $(PYTHON) && echo --system-site-packages) $(VENV)
+	dev/install-torch $(VENV)/bin/python $(TORCH)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[local,dev]' --constraint constraints.txt
+	$(VENV)/bin/openk2 doctor
+	touch $@
+
+serve: setup ## serve k2-nano on http://127.0.0.1:8000 (PORT=)
+	$(VENV)/bin/openk2 serve --port $(PORT)
+
+test: setup ## lint, types and every fast test
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(PYTEST) -n 2 -m 'not slow and not clients and not peers'
+
+test-slow: setup ## the tests that take minutes
+	$(PYTEST) -m slow
+
+test-clients: setup ## third-party clients against the server
+	$(PYTEST) -m clients
+
+test-peers: setup ## comparisons with other engines
+	$(PYTEST) -m peers
+
+bench: setup ## speed of k2-nano and of a larger random model
+	$(VENV)/bin/openk2 bench
