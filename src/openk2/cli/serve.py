@@ -1,0 +1,103 @@
+"""`openk2 serve`: a model over the OpenAI API, with a web page."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from openk2.errors import ConfigError
+
+if TYPE_CHECKING:
+    from openk2.chat.provider import ChatProvider
+
+NANO = "k2-nano"
+
+ABOUT_NANO = """\
+k2-nano is a small demonstration model of the Kimi K2 architecture, trained by this repository to call tools.
+It knows nothing about the world: do not trust its text. It is not Kimi K2."""
+
+NANO_ALONE = "Everything runs on this machine; nothing is sent anywhere."
+
+
+def command(
+    model: str = typer.Argument(NANO, help="A checkpoint folder, or the name of an embedded model."),
+    host: str = typer.Option("127.0.0.1", help="Address to listen on; any but this machine's own needs an API key."),
+    port: int = typer.Option(8000, help="Port to listen on; 0 takes a free one."),
+    tokenizer: str | None = typer.Option(None, help="Folder of another tokenizer, or k2-nano."),
+    served_model_name: list[str] | None = typer.Option(
+        None, help="Name the model answers to, in place of its own and the Kimi names; may be repeated."
+    ),
+    max_model_len: int | None = typer.Option(
+        None, min=1, help="Tokens of the window; default: what the model was made for."
+    ),
+    device: str = typer.Option("cpu", help="cpu or cuda."),
+    api_key_file: Path | None = typer.Option(
+        None, help="File of accepted API keys, one a line; the variable OPENK2_API_KEY adds one."
+    ),
+    enable_auto_tool_choice: bool = typer.Option(False, help="Accepted; tool calls are always on."),
+    tool_call_parser: str | None = typer.Option(None, help="Accepted; the model's own format is always parsed."),
+    trust_remote_code: bool = typer.Option(False, help="Accepted; no code of a checkpoint is ever run."),
+    tensor_parallel_size: int = typer.Option(1, help="Only 1: this server runs on one device."),
+) -> None:
+    """Serve a model over the OpenAI API, with a web page.
+
+    The port answers at once, with 503 until the model is loaded. Ctrl-C ends it.
+    """
+    del enable_auto_tool_choice, tool_call_parser, trust_remote_code
+    if tensor_parallel_size != 1:
+        raise ConfigError(
+            f"--tensor-parallel-size {tensor_parallel_size}: this server runs on one device; leave the option out",
+            param="tensor_parallel_size",
+        )
+
+    from openk2.server.run import run_server
+    from openk2.server.settings import ServerSettings, read_api_keys
+
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        api_keys=read_api_keys(api_key_file),
+        served_model_names=tuple(served_model_name or ()),
+    )
+
+    def load() -> ChatProvider:
+        from openk2.llm import LLM
+
+        return LLM(model, device=device, tokenizer=tokenizer, max_model_len=max_model_len, engine_process=True)
+
+    def on_listening(url: str) -> None:
+        _say(f"openk2 listens on {url}; loading {model} ...")
+
+    def on_loaded(url: str, provider: ChatProvider) -> None:
+        _say(
+            banner(
+                url, settings.served_model_names[0] if settings.served_model_names else provider.model, model == NANO
+            )
+        )
+
+    run_server(load, settings, on_listening=on_listening, on_loaded=on_loaded)
+    _say("openk2 has stopped.")
+
+
+def banner(url: str, name: str, is_nano: bool) -> str:
+    """What is served, what it can be trusted with, and three things to try."""
+    about = f"{ABOUT_NANO}\n{NANO_ALONE}\n" if is_nano else ""
+    return f"""
+{name} is ready on {url}
+{about}
+Try it:
+  in a browser   {url}
+  with curl      curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\
+                   -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+  with openai    python -c 'from openai import OpenAI; c = OpenAI(base_url="{url}/v1", api_key="any"); \\
+                   print(c.chat.completions.create(model="{name}",
+                   messages=[{{"role": "user", "content": "Hello!"}}]).choices[0].message.content)'
+Ctrl-C stops the server.
+"""
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stdout, flush=True)

@@ -1,0 +1,50 @@
+"""The ASGI application: routes, guard and error handlers around one `ModelSlot`."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+
+from openk2 import __version__
+from openk2.chat.provider import ChatProvider
+from openk2.server import page
+from openk2.server.error_responses import add_error_handlers
+from openk2.server.guard import Guard
+from openk2.server.metrics import Metrics
+from openk2.server.model_slot import ModelSlot
+from openk2.server.openai.routes import build_router as build_openai_router
+from openk2.server.settings import ServerSettings
+from openk2.server.sse import dump_json
+
+
+def create_app(provider: ChatProvider | ModelSlot, settings: ServerSettings | None = None) -> FastAPI:
+    """The application that serves `provider`; give a `ModelSlot` to fill later and answer 503 until then."""
+    settings = settings or ServerSettings()
+    if isinstance(provider, ModelSlot):
+        slot = provider
+    else:
+        slot = ModelSlot(provider, served_model_names=settings.served_model_names)
+    metrics = Metrics()
+    app = FastAPI(title="openk2", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.get("/health")
+    async def health() -> Response:
+        """200 only when a request would be answered."""
+        status = "ok" if slot.is_healthy else "failed" if slot.is_loaded else "loading"
+        return Response(dump_json({"status": status}), 200 if slot.is_healthy else 503, media_type="application/json")
+
+    @app.get("/version")
+    async def version() -> Response:
+        return Response(dump_json({"version": __version__}), media_type="application/json")
+
+    @app.get("/metrics")
+    async def metrics_text() -> Response:
+        return Response(metrics.render(), headers={"content-type": metrics.content_type})
+
+    app.include_router(build_openai_router(slot, settings, metrics))
+    app.include_router(page.build_router())
+    app.mount("/static", StaticFiles(directory=page.STATIC_FOLDER), name="static")
+    add_error_handlers(app)
+    app.add_middleware(Guard, settings=settings)
+    return app

@@ -1,0 +1,61 @@
+"""The request's body as JSON: bounded, and nothing that is not JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from fastapi import Request
+
+from openk2.errors import RequestError
+from openk2.server.streams import ClientDisconnected
+
+_SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+class BodyTooLargeError(RequestError):
+    http_status = 413
+
+
+async def read_json(request: Request, max_bytes: int) -> Any:
+    """Raises RequestError: 413 for a body above `max_bytes`, 400 for one that is not JSON."""
+    data = await _read(request, max_bytes)
+    try:
+        value = json.loads(data, parse_constant=_refuse_constant)
+        # Half an emoji, as programs cut strings, is valid JSON but no text: it has no UTF-8 form.
+        return _without_lone_surrogates(value) if _SURROGATE_ESCAPE.search(data) else value
+    except RecursionError:
+        raise RequestError("The body's JSON is nested too deeply.") from None
+    except ValueError as error:  # JSONDecodeError, or bytes that are not UTF-8
+        raise RequestError(f"The body is not valid JSON: {error}.") from None
+
+
+async def _read(request: Request, max_bytes: int) -> bytes:
+    data = bytearray()
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected
+        data += message.get("body", b"")
+        if len(data) > max_bytes:
+            raise BodyTooLargeError(f"The request body is larger than {max_bytes} bytes.")
+        if not message.get("more_body", False):
+            return bytes(data)
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    """U+FFFD in place of each lone surrogate, in every string and key."""
+    match value:
+        case str():
+            return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        case list():
+            return [_without_lone_surrogates(item) for item in value]
+        case dict():
+            return {_without_lone_surrogates(key): _without_lone_surrogates(item) for key, item in value.items()}
+        case _:
+            return value

@@ -1,0 +1,89 @@
+"""The served model: absent while it loads, there afterwards. The port answers before the weights are read."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import Any
+
+from openk2 import __version__
+from openk2.chat.provider import ChatProvider
+from openk2.errors import ModelNotFoundError, OverloadedError
+from openk2.server.settings import KIMI_MODEL_NAMES
+
+
+class ModelSlot:
+    """Holds the provider and the names under which it is asked for.
+
+    `fill` may be called from the thread that loads the model; everything else runs on the event loop.
+    """
+
+    def __init__(self, provider: ChatProvider | None = None, *, served_model_names: tuple[str, ...] = ()) -> None:
+        self._provider: ChatProvider | None = None
+        self._served_model_names = served_model_names
+        self.created = int(time.time())
+        """Unix seconds at which the model was loaded (until then: at which the server started)."""
+        if provider is not None:
+            self.fill(provider)
+
+    def fill(self, provider: ChatProvider) -> None:
+        self.created = int(time.time())
+        self._provider = provider
+
+    @property
+    def is_loaded(self) -> bool:
+        return self._provider is not None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Loaded, and its engine has not died since (a provider may say so by `is_alive`)."""
+        return self._provider is not None and bool(getattr(self._provider, "is_alive", True))
+
+    @property
+    def provider(self) -> ChatProvider:
+        """Raises OverloadedError (503) while the model loads."""
+        if self._provider is None:
+            raise OverloadedError("the model is still loading; try again in a moment")
+        return self._provider
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name the model answers to, its own first."""
+        if self._served_model_names:
+            return self._served_model_names
+        own = self.provider.model
+        return (own, *(name for name in KIMI_MODEL_NAMES if name != own))
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens of the window, when the provider knows it."""
+        value = getattr(self.provider, "max_model_len", None)
+        return value if isinstance(value, int) else None
+
+    @property
+    def system_fingerprint(self) -> str:
+        """Changes with the model, its weights (a provider may tell by `fingerprint`) and our version."""
+        parts = (self.provider.model, str(getattr(self.provider, "fingerprint", "")), __version__)
+        return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+    def resolve(self, name: str | None) -> str:
+        """The reported name for a requested one; None asks for the loaded model. Raises ModelNotFoundError."""
+        names = self.names
+        if name is not None and name not in names:
+            raise ModelNotFoundError(
+                f"The model {name!r} is not served here. Served: {', '.join(names)}.", param="model"
+            )
+        return names[0]
+
+    def describe(self, name: str) -> dict[str, Any]:
+        """One entry of `/v1/models`."""
+        entry: dict[str, Any] = {
+            "id": name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "openk2",
+            "root": self.provider.model,
+        }
+        if self.max_model_len is not None:
+            entry["max_model_len"] = self.max_model_len
+        return entry

@@ -1,0 +1,96 @@
+"""`/v1/chat/completions` and `/v1/models`."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from openk2.server.body import read_json
+from openk2.server.error_responses import body_of
+from openk2.server.metrics import Metrics
+from openk2.server.model_slot import ModelSlot
+from openk2.server.openai.response import ChunkWriter, CompletionCollector, ResponseHeader, completion_object
+from openk2.server.openai.schema import read_chat_completion
+from openk2.server.settings import ServerSettings
+from openk2.server.sse import DONE, SseResponse, data_line, dump_json
+from openk2.server.streams import ChoiceEvent, describe_failure, merged, unless_disconnected
+
+logger = logging.getLogger(__name__)
+
+
+def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.get("/models")
+    async def list_models() -> Response:
+        return _json({"object": "list", "data": [slot.describe(name) for name in slot.names]})
+
+    @router.get("/models/{name:path}")
+    async def retrieve_model(name: str) -> Response:
+        slot.resolve(name)
+        return _json(slot.describe(name))
+
+    @router.post("/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        provider = slot.provider
+        body = read_chat_completion(await read_json(request, settings.max_body_bytes))
+        header = ResponseHeader(
+            f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), slot.resolve(body.model), slot.system_fingerprint
+        )
+        headers = {"x-openk2-ignored": ",".join(body.ignored)} if body.ignored else {}
+        events = metrics.watch(merged([provider.stream(choice) for choice in body.choice_requests()]))
+        if not body.stream:
+            completion = await unless_disconnected(request.receive, _collect(header, events, body.n))
+            return _json(completion, headers)
+        # Nothing is sent before the first event: until then a failure still has an HTTP status.
+        first = await unless_disconnected(request.receive, _first(events))
+        writer = ChunkWriter(header, include_usage=body.include_usage)
+        return SseResponse(_lines(writer, first, events), headers)
+
+    return router
+
+
+def _json(value: dict[str, object], headers: dict[str, str] | None = None) -> Response:
+    return Response(dump_json(value), headers=headers, media_type="application/json")
+
+
+async def _collect(header: ResponseHeader, events: AsyncGenerator[ChoiceEvent], num_choices: int) -> dict[str, object]:
+    collector = CompletionCollector(num_choices)
+    try:
+        async for choice, event in events:
+            collector.add(choice, event)
+    finally:
+        await events.aclose()
+    return completion_object(header, collector.completions())
+
+
+async def _first(events: AsyncGenerator[ChoiceEvent]) -> ChoiceEvent:
+    try:
+        return await anext(events)
+    except BaseException:
+        await events.aclose()
+        raise
+
+
+async def _lines(writer: ChunkWriter, first: ChoiceEvent, events: AsyncGenerator[ChoiceEvent]) -> AsyncGenerator[bytes]:
+    """The stream's lines. A failure after the first event becomes an error line, and the stream ends without [DONE]."""
+    try:
+        for chunk in writer.chunks(first):
+            yield data_line(chunk)
+        async for event in events:
+            for chunk in writer.chunks(event):
+                yield data_line(chunk)
+        usage = writer.usage_chunk()
+        if usage is not None:
+            yield data_line(usage)
+        yield DONE
+    except Exception as error:
+        logger.error("a stream broke off: %s", error, exc_info=error)
+        yield data_line(body_of(describe_failure(error)))
+    finally:
+        await events.aclose()

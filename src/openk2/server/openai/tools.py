@@ -1,0 +1,120 @@
+"""`tools`, `tool_choice` and `parallel_tool_calls` of the OpenAI wire format."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jsonschema_rs
+
+from openk2.chat.messages import ToolChoice, ToolChoiceMode, ToolSpec
+from openk2.errors import RequestError, SchemaError
+from openk2.server.fields import Fields, wrong_type, wrong_value
+
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+_DIALECTS = (
+    "https://json-schema.org/draft/2020-12/schema",
+    "http://json-schema.org/draft-07/schema#",
+    "http://json-schema.org/draft-04/schema#",
+)
+"""A schema is accepted if one of these accepts it: generators seldom say which they write, and tuples (`items` as an
+array) and boolean `exclusiveMinimum` exist only in the older ones."""
+
+_MODES: dict[str, ToolChoiceMode] = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
+
+
+def read_tools(fields: Fields) -> tuple[ToolSpec, ...]:
+    """The declarations, kept as they were sent. Raises RequestError or SchemaError (both 400) naming the field."""
+    tools: list[ToolSpec] = []
+    names: set[str] = set()
+    for i, value in enumerate(fields.array("tools") or []):
+        tool = Fields(value, fields.at(f"tools[{i}]"))
+        kind = tool.required_string("type")
+        if kind != "function":
+            raise wrong_value(tool.at("type"), f"only function tools are supported, not {kind!r}")
+        function = tool.required_object("function")
+        name = function.required_string("name")
+        if not _NAME.fullmatch(name):
+            raise wrong_value(
+                function.at("name"), f"1 to 64 letters, digits, underscores, dots or dashes, not {name!r}"
+            )
+        if name in names:
+            raise wrong_value(function.at("name"), f"two tools are named {name!r}")
+        names.add(name)
+        function.string("description")
+        function.boolean("strict")
+        function.mapping("parameters")
+        _check_schema(function.get("parameters"), function.at("parameters"))
+        tools.append(ToolSpec(value))
+    return tuple(tools)
+
+
+def _check_schema(schema: dict[str, Any] | None, path: str) -> None:
+    """Refuse what is no JSON Schema, or not one of an object: arguments are named."""
+    if not schema:
+        return
+    kind = schema.get("type", "object")
+    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
+        raise SchemaError(f"Invalid schema for '{path}': its type must be \"object\", not {kind!r}.", param=path)
+    first: jsonschema_rs.ValidationError | None = None
+    for dialect in _DIALECTS:
+        # The dialect is set here, never the caller's: an unknown `$schema` would be fetched from the network.
+        try:
+            jsonschema_rs.meta.validate({**schema, "$schema": dialect})
+            return
+        except jsonschema_rs.ValidationError as error:
+            first = first or error
+        except ValueError as error:
+            raise SchemaError(f"Invalid schema for '{path}': {error}.", param=path) from error
+    assert first is not None
+    where = ".".join([path, *(str(step) for step in first.instance_path)])
+    raise SchemaError(f"Invalid schema for '{where}': {first.message}.", param=where)
+
+
+def read_tool_choice(fields: Fields, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
+    """The tools that may be called, and whether they must be.
+
+    `allowed_tools` narrows the declarations to those it names. `any` is `required`, as some clients write it.
+    """
+    parallel = fields.boolean("parallel_tool_calls")
+    parallel = True if parallel is None else parallel
+    value = fields.get("tool_choice")
+    path = fields.at("tool_choice")
+    if value is None or isinstance(value, str):
+        mode = _read_mode(value or "auto", path, tools)
+        return tools, ToolChoice(mode, parallel=parallel)
+    if not isinstance(value, dict):
+        raise wrong_type(path, "a string or an object", value)
+    choice = Fields(value, path)
+    kind = choice.required_string("type")
+    if kind == "function":
+        name = choice.required_object("function").required_string("name")
+        _require_declared(name, f"{path}.function.name", tools)
+        return tools, ToolChoice("required", name, parallel)
+    if kind == "allowed_tools":
+        allowed = choice.required_object("allowed_tools")
+        names = set()
+        for i, entry in enumerate(allowed.array("tools") or []):
+            function = Fields(entry, f"{allowed.at('tools')}[{i}]").required_object("function")
+            name = function.required_string("name")
+            _require_declared(name, function.at("name"), tools)
+            names.add(name)
+        tools = tuple(tool for tool in tools if tool.name in names)
+        mode = _read_mode(allowed.string("mode") or "auto", allowed.at("mode"), tools)
+        return tools, ToolChoice(mode, parallel=parallel)
+    raise wrong_value(f"{path}.type", f"it must be 'function' or 'allowed_tools', not {kind!r}")
+
+
+def _read_mode(value: str, path: str, tools: tuple[ToolSpec, ...]) -> ToolChoiceMode:
+    mode = _MODES.get(value)
+    if mode is None:
+        raise wrong_value(path, f"it must be 'auto', 'none', 'required' or an object that names a tool, not {value!r}")
+    if mode == "required" and not tools:
+        raise RequestError(f"'{path}' requires a tool call, but 'tools' declares none.", param=path)
+    return mode
+
+
+def _require_declared(name: str, path: str, tools: tuple[ToolSpec, ...]) -> None:
+    if all(tool.name != name for tool in tools):
+        raise wrong_value(path, f"'tools' declares no tool named {name!r}")
