@@ -1,0 +1,156 @@
+"""Turning a tool and values into the words of a request and the arguments it asks for."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from openk2.training.data.frames import Slot, Tool
+from openk2.training.data.values import Value, Values
+
+_CHOICE = re.compile(r"\(([^()]*)\)")
+_IMPLIED = re.compile(r"\[(\w+)=([^\]]*)\]")
+_SLOT = re.compile(r"\{(\w+)(?:@(\w+))?\}")
+_BEFORE = (
+    "please {}", "can you {}", "could you {}", "could you please {}", "can you please {}", "I need you to {}", "I want you to {}", "I want to {}", "I'd like to {}",
+    "would you {}", "hey, {}", "hi, {}", "ok, {}", "now {}", "help me {}", "I need to {}", "would you mind, {}", "let's {}", "go ahead and {}", "quickly {}", "time to {}",
+    "hello, can you {}", "I have to {}", "will you {}", "just {}", "you should {}", "kindly {}", "try to {}",
+)  # fmt: skip
+_QUESTIONS = ("can ", "could ", "would ", "will ", "what", "which", "how", "where", "when", "who", "is ", "are ", "do ", "does ", "did ", "any ", "have ", "should ", "may ", "hello, can")
+_AFTER = (" please", ", please", " for me", " now", ", thanks", " right away", " asap", " if you can", " thanks", " quickly")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Words, and the one call that they ask for."""
+
+    text: str
+    tool: Tool
+    values: dict[str, Value]
+    """By slot, the given ones."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """By parameter name, in sorted order."""
+        return {key: self.values[slot].value for slot, key in sorted(self.tool.keys.items(), key=lambda item: item[1]) if slot in self.values}
+
+    @property
+    def arguments_json(self) -> str:
+        return dump(self.arguments)
+
+
+def dump(value: Any) -> str:
+    """JSON in the form the model writes: Python's default separators, non-ASCII kept."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def expand(text: str, rng: random.Random) -> str:
+    """Resolve the choices `(a|b)` of a pattern, innermost first."""
+    while "(" in text:
+        text, n = _CHOICE.subn(lambda m: rng.choice(m.group(1).split("|")), text)
+        if not n:
+            break
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def draw_value(slot: Slot, values: Values) -> tuple[Value, str]:
+    """A value of `slot` and the phrase that adds it to a request."""
+    rng = values.rng
+    if slot.kind == "bool":
+        true = rng.random() < 0.6 or not slot.negative
+        phrase = rng.choice(slot.phrases if true else slot.negative)
+        return Value(true, phrase, verbatim=False), phrase
+    if slot.options:
+        option = rng.choice(slot.options)
+        surface = option.replace("_", " ")
+        value = Value(option, surface, verbatim=False)
+    else:
+        value = values.draw(slot.kind)
+    return value, rng.choice(slot.phrases).replace("{}", value.surface) if slot.phrases else ""
+
+
+def make_request(
+    tool: Tool,
+    values: Values,
+    *,
+    omit: str | None = None,
+    fixed: dict[str, Value] | None = None,
+    plain: bool = False,
+    optional: float = 0.35,
+) -> Request:
+    """A request for one call of `tool`.
+
+    `omit`: a slot that the words must not give. `fixed`: values that are already decided. `plain`: no politeness or
+    capital letter, for use inside a longer sentence. `optional`: chance that an optional slot is given.
+    """
+    rng = values.rng
+    fixed = fixed or {}
+    slots = {s.name: s for s in tool.slots}
+    asks = tool.frame.asks
+    for attempt in range(30):
+        ask = asks[int(rng.random() * len(asks))]
+        text = expand(ask.text, rng)
+        implied = dict(_IMPLIED.findall(text))
+        used = _SLOT.findall(text)
+        mentioned = {*(name for name, _ in used), *implied}
+        if mentioned <= slots.keys() and omit not in mentioned and not (implied.keys() & fixed.keys()):
+            break
+    else:
+        raise ValueError(f"tool {tool.name}: no request pattern leaves out {omit!r}")
+    text = _IMPLIED.sub("", text)
+    value_first = text.startswith("{")
+    given: dict[str, Value] = {}
+    for name, raw in implied.items():
+        given[name] = Value(_typed(raw, slots[name]), raw, verbatim=False)
+    surfaces: dict[str, str] = {}
+    for name, kind in used:
+        if name not in given:
+            given[name] = fixed.get(name) or (values.draw(kind) if kind else draw_value(slots[name], values)[0])
+            surfaces[name] = given[name].surface
+    text = _SLOT.sub(lambda m: surfaces.get(m.group(1), ""), text)
+    extra: list[str] = []
+    for slot in slots.values():
+        if slot.name in given or slot.name == omit:
+            continue
+        if slot.name in fixed:
+            given[slot.name] = fixed[slot.name]
+            extra.append(rng.choice(slot.phrases).replace("{}", fixed[slot.name].surface))
+        elif slot.required or (slot.phrases and rng.random() < optional):
+            value, phrase = draw_value(slot, values)
+            given[slot.name] = value
+            extra.append(phrase)
+    rng.shuffle(extra)
+    for phrase in extra:
+        joint = "" if phrase.startswith((",", ":")) else " "
+        text += joint + expand(phrase, rng)
+    text = re.sub(r"\s+", " ", text).strip().replace(" ,", ",").replace(" ?", "?")
+    return Request(text if plain else polish(text, ask.imperative, rng, value_first), tool, given)
+
+
+def _typed(raw: str, slot: Slot) -> Any:
+    kind = slot.schema().get("type")
+    if kind == "boolean":
+        return raw == "true"
+    if kind == "integer":
+        return int(raw)
+    return float(raw) if kind == "number" else raw
+
+
+def polish(text: str, imperative: bool, rng: random.Random, value_first: bool = False) -> str:
+    """Politeness, a capital letter and an end mark, each only sometimes. `value_first`: the text begins with a value, whose case must stay."""
+    if imperative and rng.random() < 0.4:
+        text = rng.choice(_BEFORE).replace("{}", text)
+    elif imperative and rng.random() < 0.14 and not text.endswith(("?", ".", "!")):
+        text += rng.choice(_AFTER)
+    elif not imperative and rng.random() < 0.06:
+        text = rng.choice(("hey, ", "hi, ", "hello, ", "ok, ", "quick question: ", "tell me, ", "so, ")) + text
+    if not value_first and rng.random() < 0.6 and text[:1].islower():
+        text = text[:1].upper() + text[1:]
+    if text.endswith(("?", ".", "!")):
+        return text
+    if text.lower().startswith(_QUESTIONS):
+        return text + ("?" if rng.random() < 0.7 else "")
+    return text + ("." if rng.random() < 0.4 else "")

@@ -1,0 +1,297 @@
+"""Conversations, turn by turn: one function for each thing that a turn can teach."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from openk2.chat.messages import Message, ToolCall, ToolSpec
+from openk2.training.data.frames import Tool
+from openk2.training.data.lexicon import Lexicon
+from openk2.training.data.requests import Request, dump, make_request, polish
+from openk2.training.data.values import Value, Values
+
+NO_TOOL = "Sorry, I have no tool for that."
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One training example."""
+
+    kind: str
+    """What its first turn teaches, such as `single` or `chain`; see `stream.KINDS`."""
+    tools: tuple[ToolSpec, ...]
+    messages: tuple[Message, ...]
+
+
+@dataclass
+class Script:
+    """A conversation being written."""
+
+    tools: Sequence[Tool]
+    values: Values
+    lex: Lexicon
+    messages: list[Message] = field(default_factory=list)
+    calls: int = 0
+    last: Request | None = None
+    """The latest single request, for follow-ups."""
+
+    @property
+    def rng(self) -> random.Random:
+        return self.values.rng
+
+    def user(self, text: str) -> None:
+        self.messages.append(Message("user", text))
+
+    def say(self, text: str) -> None:
+        self.messages.append(Message("assistant", text))
+
+    def call(self, *calls: tuple[str, str]) -> list[ToolCall]:
+        made = [ToolCall(f"functions.{name}:{self.calls + i}", name, arguments) for i, (name, arguments) in enumerate(calls)]
+        self.calls += len(made)
+        self.messages.append(Message("assistant", None, tool_calls=tuple(made)))
+        return made
+
+    def result(self, call: ToolCall, content: str) -> None:
+        named = call.name if self.rng.random() < 0.3 else None
+        self.messages.append(Message("tool", content, name=named, tool_call_id=call.id))
+
+
+# Results and what is said about them
+
+
+def invent_result(tool: Tool, script: Script) -> tuple[Any, str]:
+    """A result of `tool`, as a JSON value or a text, and the sentence that reports it."""
+    rng, values = script.rng, script.values
+    fields = tool.frame.results
+    if not fields:
+        done = rng.choice(({"status": "ok"}, {"ok": True}, "ok", "done", {"success": True}, {"result": "ok"}, "", {}, None))
+        return done, "Done."
+    if fields[0][0] == "items":
+        items = values.draw(fields[0][1]).value if rng.random() > 0.08 else []
+        wrapped = items if rng.random() < 0.5 else {rng.choice(("results", "items", "matches")): items}
+        return wrapped, f"I found {listed(items)}." if items else "I found nothing."
+    if fields[0][0] == "text":
+        text = values.draw(fields[0][1]).value
+        return (text if rng.random() < 0.5 else {rng.choice(("result", "text", "output")): text}), f"{text}"
+    record = {name: values.draw(kind).value for name, kind in fields}
+    if rng.random() < 0.5:
+        record = dict(rng.sample(sorted(record.items()), len(record)))
+    said = listed([f"the {name.replace('_', ' ')} is {show(value)}" for name, value in record.items()])
+    answer = said[0].upper() + said[1:] + "."
+    return record, answer if tool.frame.results and len(fields) > 0 else "Done."
+
+
+def show(value: Any) -> str:
+    return value if isinstance(value, str) else dump(value)
+
+
+def listed(parts: Sequence[Any]) -> str:
+    texts = [show(p) for p in parts]
+    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
+
+
+def as_content(result: Any, rng: random.Random) -> str:
+    return result if isinstance(result, str) else "" if result is None else dump(result)
+
+
+# Turns
+
+
+def single(script: Script) -> None:
+    """One request, one call, usually with its result and the answer."""
+    tool = script.rng.choice(script.tools)
+    request = make_request(tool, script.values)
+    script.user(request.text)
+    finish(script, [request])
+    script.last = request
+
+
+def finish(script: Script, requests: Sequence[Request], answer: bool = True) -> None:
+    """The calls for `requests` in one turn, their results, and the sentence about them."""
+    calls = script.call(*((r.tool.name, r.arguments_json) for r in requests))
+    if not answer:
+        return
+    said: list[str] = []
+    for call, request in zip(calls, requests, strict=True):
+        result, sentence = invent_result(request.tool, script)
+        script.result(call, as_content(result, script.rng))
+        if sentence not in said:
+            said.append(sentence)
+    script.say(" ".join(said))
+
+
+def follow_up(script: Script) -> None:
+    """A short second request that changes one value of the previous one."""
+    last = script.last
+    if last is None:
+        single(script)
+        last = script.last
+        assert last is not None
+    rng = script.rng
+    free = [s for s in last.tool.slots if s.name in last.values and s.kind != "bool" and not s.options]
+    strings = [s for s in free if s.phrases or len(last.values) == 1]
+    if not strings:
+        return single(script)
+    slot = rng.choice(strings)
+    others = [s for s in last.tool.slots if s.name in last.values and s is not slot]
+    value = script.values.draw(slot.kind)
+    words = slot.phrases and rng.choice(slot.phrases).replace("{}", value.surface).lstrip(",: ") or value.surface
+    if not others and rng.random() < 0.6:
+        words = value.surface
+    text = rng.choice(("and {}", "what about {}", "how about {}", "now {}", "the same {}", "and now {}", "same again {}", "also {}", "{} too", "and {} please", "then {}", "do it again {}"))
+    from openk2.training.data.requests import expand
+
+    request = Request(polish(text.replace("{}", expand(words, rng)), False, rng, text.startswith("{")), last.tool, {**last.values, slot.name: value})
+    script.user(request.text)
+    finish(script, [request])
+    script.last = request
+
+
+def _joined(texts: Sequence[str], rng: random.Random) -> str:
+    """Independent requests in one message."""
+    style = rng.random()
+    if style < 0.45:
+        mark = rng.choice((" and ", " and ", ", and ", " and also ", ", also "))
+        text = (", ".join(texts[:-1]) + mark + texts[-1]) if len(texts) > 2 else mark.join(texts)
+    elif style < 0.7:
+        text = ", ".join(texts)
+    elif style < 0.85:
+        text = ". ".join(t[:1].upper() + t[1:] if t[:1].islower() else t for t in texts)
+    else:
+        text = rng.choice(("three things: ", "a few things: ", "two things: ", "I need several things: ", "do these: ", "at once: ")) + rng.choice((", ", "; ")).join(texts)
+    return text
+
+
+def parallel_same(script: Script) -> None:
+    """The same tool two to four times in one turn."""
+    rng = script.rng
+    candidates = [t for t in script.tools if any(s.required and s.kind != "bool" for s in t.slots)]
+    if not candidates:
+        return parallel_different(script)
+    tool = rng.choice(candidates)
+    number = rng.choice((2, 2, 2, 3, 3, 4))
+    first = make_request(tool, script.values, plain=True, optional=0.15)
+    varied = [s for s in tool.slots if s.name in first.values and s.kind != "bool" and not s.options and first.values[s.name].surface in first.text and not s.schema().get("items")]
+    tails = [s for s in varied if first.text.count(first.values[s.name].surface) == 1]
+    if tails and rng.random() < 0.65:
+        slot = rng.choice(tails)
+        surface = first.values[slot.name].surface
+        several, seen = [first.values[slot.name]], {dump(first.values[slot.name].value)}
+        for _ in range(20):
+            value = script.values.draw(slot.kind)
+            if len(several) < number and dump(value.value) not in seen:
+                several.append(value)
+                seen.add(dump(value.value))
+        words = [v.surface for v in several]
+        text = first.text.replace(surface, ", ".join(words[:-1]) + rng.choice((" and ", " and ", ", ", " and also ", ", and ")) + words[-1])
+        if rng.random() < 0.1 and len(several) == 2:
+            text = first.text.replace(surface, f"both {words[0]} and {words[1]}")
+        requests = [Request(first.text, tool, {**first.values, slot.name: v}) for v in several]
+    else:
+        requests = [first]
+        for _ in range(12):
+            if len(requests) < min(number, 3):
+                more = make_request(tool, script.values, plain=True, optional=0.15)
+                if all(more.arguments_json != r.arguments_json for r in requests):
+                    requests.append(more)
+        text = _joined([r.text for r in requests], rng)
+    if len(requests) < 2:
+        return single(script)
+    script.user(polish(text, False, rng, value_first=True) if rng.random() < 0.5 else polish(text, True, rng, value_first=text[:1].isupper()))
+    finish(script, requests)
+    script.last = None
+
+
+def parallel_different(script: Script) -> None:
+    """Two or three different tools in one turn."""
+    rng = script.rng
+    if len(script.tools) < 2:
+        return single(script)
+    number = min(len(script.tools), rng.choice((2, 2, 3, 3)))
+    requests = [make_request(t, script.values, plain=True, optional=0.15) for t in rng.sample(list(script.tools), number)]
+    script.user(polish(_joined([r.text for r in requests], rng), False, rng, value_first=True))
+    finish(script, requests)
+    script.last = None
+
+
+def missing(script: Script) -> None:
+    """A required argument is not given; the assistant asks for it and the user tells it."""
+    rng = script.rng
+    for tool in rng.sample(list(script.tools), len(script.tools)):
+        slots = [s for s in tool.slots if s.required and not s.options and s.kind != "bool"]
+        if not slots:
+            continue
+        slot = rng.choice(slots)
+        try:
+            partial = make_request(tool, script.values, omit=slot.name, optional=0.1)
+        except ValueError:
+            continue
+        value = script.values.draw(slot.kind)
+        script.user(partial.text)
+        script.say(f"Please tell me the {spaced(tool.keys[slot.name])}.")
+        words = rng.choice((value.surface, value.surface, "{}", "it is {}", "{} please", "{}, please", "use {}", "take {}", "the {k} is {}", "let's say {}", "{k}: {}")).replace("{k}", spaced(tool.keys[slot.name]))
+        script.user(words.replace("{}", value.surface))
+        request = Request(partial.text, tool, {**partial.values, slot.name: value})
+        finish(script, [request])
+        script.last = request
+        return
+    single(script)
+
+
+def spaced(key: str) -> str:
+    """`userName` and `user_name` -> `user name`."""
+    return "".join(" " + c.lower() if c.isupper() else " " if c == "_" else c for c in key).strip()
+
+
+def error(script: Script) -> None:
+    """The tool fails: the assistant repeats the call, corrects it, or explains."""
+    rng = script.rng
+    request = make_request(rng.choice(script.tools), script.values)
+    script.user(request.text)
+    (call,) = script.call((request.tool.name, request.arguments_json))
+    correctable = [(s, k) for s, k in request.tool.keys.items() if s in request.values and isinstance(request.values[s].value, str) and request.values[s].verbatim]
+    style = rng.random()
+    if style < 0.3:
+        script.result(call, _error_text(rng, rng.choice(("timeout, try again", "temporarily unavailable, please retry", "connection lost, try again", "busy, retry", "rate limit, retry", "server error, try again"))))
+        retried = request
+    elif style < 0.65 and correctable:
+        slot, key = rng.choice(correctable)
+        value = script.values.draw(request.tool.frame.slot(slot).kind)
+        told = rng.choice(("unknown {k} '{old}', did you mean '{new}'?", "no {k} {old}. Did you mean {new}?", "{k} not found: {old}; closest match: {new}", "invalid {k}, use {new}", "{old} does not exist, try {new}"))
+        script.result(call, _error_text(rng, told.replace("{k}", key).replace("{old}", str(request.values[slot].value)).replace("{new}", str(value.value))))
+        retried = Request(request.text, request.tool, {**request.values, slot: value})
+    else:
+        cause = rng.choice(("not found", "permission denied", "no access", "not allowed", "account locked", "quota exceeded", "service is down", "does not exist", "already done", f"no {script.values.draw('word').value} left", "not available in this region", "invalid request"))
+        script.result(call, _error_text(rng, cause))
+        script.say(f"That did not work: {cause}.")
+        return
+    (again,) = script.call((retried.tool.name, retried.arguments_json))
+    result, sentence = invent_result(retried.tool, script)
+    script.result(again, as_content(result, rng))
+    script.say(sentence)
+    script.last = retried
+
+
+def _error_text(rng: random.Random, cause: str) -> str:
+    return rng.choice((dump({"error": cause}), f"Error: {cause}", f"error: {cause}", dump({"status": "error", "message": cause})))
+
+
+def no_fit(script: Script, elsewhere: Callable[[], str]) -> None:
+    """A request that no declared tool can do."""
+    script.user(elsewhere())
+    script.say(NO_TOOL)
+
+
+def small_talk(script: Script, lines: Sequence[tuple[tuple[str, ...], str]]) -> None:
+    rng = script.rng
+    asked, answer = rng.choice(lines)
+    text = rng.choice(asked)
+    if rng.random() < 0.5:
+        text = text[0].upper() + text[1:]
+    if rng.random() < 0.6:
+        text += "?" if text.lower().startswith(("who", "what", "how", "are", "is ", "do ", "can", "where", "which")) else rng.choice(("!", ".", ""))
+    script.user(text)
+    script.say(answer)

@@ -1,0 +1,220 @@
+"""The endless stream of conversations: which tools, which turns, in which proportions."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from functools import lru_cache
+
+from openk2.chat.builtin_tools import BUILTIN_TOOLS
+from openk2.chat.messages import Message, ToolSpec
+from openk2.training.data.chains import Link, chain, compose_link
+from openk2.training.data.composed import Seed, compose, draw_seed, near_seed
+from openk2.training.data.frames import Frame, Tool, domain_frames, parse_frames
+from openk2.training.data.lexicon import Lexicon, Split, hash_says_held, lexicon, read_words
+from openk2.training.data.requests import make_request
+from openk2.training.data.scenarios import Conversation, Script, error, follow_up, missing, no_fit, parallel_different, parallel_same, single, small_talk
+from openk2.training.data.values import Values
+
+KINDS = ("single", "follow_up", "parallel_same", "parallel_different", "chain", "error", "missing", "no_fit", "chat")
+
+_STAGE_KINDS: tuple[dict[str, float], ...] = (
+    {"single": 1.0},
+    {"single": 0.8, "no_fit": 0.12, "follow_up": 0.08},
+    {"single": 0.37, "parallel_same": 0.11, "parallel_different": 0.13, "chain": 0.08, "error": 0.06, "missing": 0.08, "no_fit": 0.11, "chat": 0.06},
+    {"single": 0.37, "parallel_same": 0.10, "parallel_different": 0.13, "chain": 0.09, "error": 0.06, "missing": 0.08, "no_fit": 0.12, "chat": 0.05},
+)
+"""Share of each kind among the first turns, by stage."""
+_STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
+_STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.15)
+_LATER = ("single", "single", "single", "single", "follow_up", "follow_up", "no_fit", "parallel_same", "parallel_different", "missing", "error", "chat")
+_SYSTEM = ("You are a helpful assistant.", "You are a helpful assistant with tools.", "Be brief.", "You help with daily tasks.", "Use the tools when needed.", "You are an assistant that calls tools.", "Answer briefly and use the tools.")
+
+
+@lru_cache(maxsize=1)
+def small_talk_lines() -> tuple[tuple[tuple[str, ...], str], ...]:
+    """(ways to say it, answer) of `smalltalk.txt`."""
+    pairs = []
+    asked: tuple[str, ...] = ()
+    for line in read_words("smalltalk.txt").splitlines():
+        if line.startswith("="):
+            pairs.append((asked, line[1:].strip()))
+        else:
+            asked = tuple(line.split("|"))
+    return tuple(pairs)
+
+
+@lru_cache(maxsize=2)
+def builtin_tools(split: Split) -> tuple[Tool, ...]:
+    """The agent's own tools exactly as declared, with the phrasings of `split`."""
+    specs = {t.name: t for t in BUILTIN_TOOLS}
+    tools = []
+    for frame in parse_frames("builtin", read_words("builtin.txt")):
+        asks = tuple(a for a in frame.asks if hash_says_held(a.text) == (split == "held"))
+        spec = specs[frame.names[0]]
+        chosen = Frame("builtin", frame.names, frame.descriptions, frame.slots, asks or frame.asks, frame.results)
+        tools.append(Tool(chosen, spec, {s.name: s.name for s in frame.slots}))
+    return tuple(tools)
+
+
+class _Plan:
+    """The tools of one conversation and how to speak beside them."""
+
+    def __init__(self, rng: random.Random, lex: Lexicon, number: int, kind: str, builtin: float, composed: float):
+        self.rng, self.lex = rng, lex
+        self.link: tuple[Link, Tool, Tool] | None = None
+        tools: list[Tool] = []
+        self.seeds: list[Seed] = []
+        if kind == "chain":
+            link = compose_link(rng, lex)
+            first, second = Tool.spell(link.first, rng), Tool.spell(link.second, rng)
+            if first.name != second.name:
+                self.link = (link, first, second)
+                tools += [first, second]
+                number = max(number, 2)
+        elif rng.random() < builtin:
+            own = builtin_tools(lex.split)
+            tools = list(own) if rng.random() < 0.6 else rng.sample(own, rng.randint(1, min(4, len(own))))
+            number = len(tools) + (rng.choice((0, 0, 0, 1, 2)) if len(tools) < 5 else 0)
+        if kind in ("parallel_different",):
+            number = max(number, 2)
+        self._fill(tools, number, composed)
+        rng.shuffle(tools)
+        self.tools = tools
+
+    def _fill(self, tools: list[Tool], number: int, composed: float) -> None:
+        rng, lex = self.rng, self.lex
+        names = {t.name for t in tools}
+        frames = domain_frames() if lex.split == "train" else ()
+        same_domain: list[Frame] = []
+        everyday = bool(frames) and rng.random() >= composed
+        for _ in range(40):
+            if len(tools) >= number:
+                return
+            if everyday:
+                if not same_domain:
+                    domain = rng.choice(frames).domain
+                    same_domain = [f for f in frames if f.domain == domain]
+                frame = rng.choice(same_domain) if rng.random() < 0.6 else rng.choice(frames)
+                if any(t.frame is frame or t.frame.names == frame.names for t in tools):
+                    continue
+            else:
+                seed = near_seed(rng.choice(self.seeds), rng, lex) if self.seeds and rng.random() < 0.6 else draw_seed(rng, lex)
+                if any(s.noun == seed.noun and s.synset.kind == seed.synset.kind for s in self.seeds):
+                    continue
+                self.seeds.append(seed)
+                frame = compose(seed, rng, lex)
+            tool = Tool.spell(frame, rng, lex.nonce(rng) if rng.random() < 0.04 else "")
+            if tool.name not in names:
+                names.add(tool.name)
+                tools.append(tool)
+
+    def elsewhere(self) -> str:
+        """A request that none of the tools can do."""
+        rng, lex = self.rng, self.lex
+        values = Values(rng, lex)
+        if lex.split == "train" and rng.random() < 0.6:
+            taken = {t.frame.domain for t in self.tools}
+            for _ in range(20):
+                frame = rng.choice(domain_frames())
+                if frame.domain not in taken and not (taken & _KIN.get(frame.domain, frozenset())):
+                    return make_request(Tool.spell(frame, rng), values).text
+        if self.seeds and rng.random() < 0.4:
+            base = rng.choice(self.seeds)
+            nouns = {s.noun for s in self.seeds}
+            seed = near_seed(base, rng, lex)
+            while seed.noun in nouns:
+                seed = Seed(seed.synset, draw_seed(rng, lex).noun)
+        else:
+            seed = draw_seed(rng, lex)
+        return make_request(Tool.spell(compose(seed, rng, lex), rng), values).text
+
+
+_KIN: dict[str, frozenset[str]] = {}
+
+
+def _write(kind: str, rng: random.Random, lex: Lexicon, stage: int, turns: int, builtin: float | None = None) -> Conversation:
+    if kind == "chat" and rng.random() < 0.5:
+        number = 0
+    else:
+        number = rng.choice(_STAGE_TOOLS[stage])
+    plan = _Plan(rng, lex, number, kind, (_STAGE_BUILTIN[stage] if number and builtin is None else builtin or 0.0) if number else 0.0, 0.5)
+    script = Script(plan.tools, Values(rng, lex), lex)
+    if rng.random() < 0.2:
+        script.messages.append(Message("system", rng.choice(_SYSTEM)))
+    kinds = [kind]
+    for _ in range(turns - 1):
+        if stage == 0:
+            kinds.append("single")
+        elif stage == 1:
+            kinds.append(rng.choice(("single", "single", "single", "follow_up", "no_fit")))
+        else:
+            kinds.append(rng.choice(_LATER) if plan.tools else rng.choice(("chat", "no_fit")))
+    for step in kinds:
+        _turn(step, script, plan)
+    return Conversation(kind, tuple(t.spec for t in plan.tools), tuple(script.messages))
+
+
+def _turn(kind: str, script: Script, plan: _Plan) -> None:
+    if kind == "chat":
+        small_talk(script, small_talk_lines())
+    elif kind == "no_fit":
+        no_fit(script, plan.elsewhere)
+    elif kind == "chain" and plan.link:
+        chain(script, *plan.link)
+    else:
+        {"follow_up": follow_up, "parallel_same": parallel_same, "parallel_different": parallel_different, "missing": missing, "error": error}.get(kind, single)(script)
+
+
+def conversations(seed: int, split: Split = "train", stage: int = 3) -> Iterator[Conversation]:
+    """An endless, reproducible stream.
+
+    `stage` 0: one tool, single calls; 1: up to three tools, choice; 2: every kind, up to four tools; 3: up to six tools, longer.
+    `split` `held` uses only tool names, parameter names, values and verbs that `train` never contains.
+    """
+    rng = random.Random(f"{seed}/{split}/{stage}")
+    lex = lexicon(split)
+    kinds, weights = zip(*_STAGE_KINDS[stage].items(), strict=True)
+    while True:
+        kind = rng.choices(kinds, weights)[0]
+        turns = rng.choice(((1, 2, 3), (1, 2, 2, 3), (1, 2, 2, 3), (1, 2, 3, 3, 4))[stage])
+        yield _write(kind, rng, lex, stage, turns)
+
+
+def held_cases(seed: int, n: int, kind: str = "single", stage: int = 3) -> Iterator[tuple[tuple[ToolSpec, ...], tuple[Message, ...], Message]]:
+    """`n` cases (tools, messages so far, expected assistant message) of `kind` from the held-out part.
+
+    `kind`: one of `KINDS`, or `builtin`: single calls of the agent's own tools in phrasings that `train` never contains.
+    Kinds of several assistant turns (`chain`, `error`, `missing`) give one case for each of them.
+    """
+    rng = random.Random(f"{seed}/cases/{kind}")
+    lex = lexicon("held")
+    given = 0
+    while given < n:
+        made = _write("single" if kind == "builtin" else kind, rng, lex, stage, 2 if kind == "follow_up" else 1, 1.0 if kind == "builtin" else 0.0)
+        for i, message in enumerate(made.messages):
+            if message.role == "assistant" and given < n:
+                if kind in ("single", "builtin", "parallel_same", "parallel_different") and not message.tool_calls:
+                    continue
+                given += 1
+                yield made.tools, made.messages[:i], message
+
+
+def texts_for_tokenizer(seed: int, n: int) -> Iterator[str]:
+    """`n` texts for learning a vocabulary: declarations, requests, arguments, answers, and lists of plain English words."""
+    rng = random.Random(f"{seed}/texts")
+    stream = conversations(seed, "train", 3)
+    words = [w for name in ("common.txt", "nouns.txt", "adjectives.txt") for w in read_words(name).split()]
+    import json
+
+    given = 0
+    while given < n:
+        made = next(stream)
+        texts = [m.text for m in made.messages if m.text] + [c.arguments for m in made.messages for c in m.tool_calls] + [c.id for m in made.messages for c in m.tool_calls]
+        if made.tools:
+            texts.append(json.dumps([dict(t.declaration) for t in made.tools], ensure_ascii=False, separators=(",", ":"), sort_keys=True))
+        texts.append(" ".join(rng.choice(words) for _ in range(12)))
+        for text in texts:
+            if given < n:
+                given += 1
+                yield text
