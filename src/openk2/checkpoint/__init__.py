@@ -1,0 +1,7 @@
+"""Checkpoint folders in the published layout: safetensors under the published names, beside their configs."""
+
+from openk2.checkpoint.files import Checkpoint, load_config, load_generation_config
+from openk2.checkpoint.load import load_model
+from openk2.checkpoint.save import save_model
+
+__all__ = ["Checkpoint", "load_config", "load_generation_config", "load_model", "save_model"]

@@ -1,0 +1,91 @@
+"""A checkpoint folder to a model, one tensor at a time."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from openk2.checkpoint.files import INDEX_FILE, Checkpoint, load_config, open_shard
+from openk2.config import ModelConfig
+from openk2.errors import CheckpointError, ConfigError
+from openk2.models import K2Model
+
+STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
+LAYER = re.compile(r"model\.layers\.(\d+)\.")
+
+
+def load_model(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> K2Model:
+    """The model in a checkpoint folder, in evaluation mode.
+
+    Each tensor is read from its mapped file straight into the model's own memory, so the weights are never held
+    twice. `dtype` casts; None keeps the dtype that the embedding is stored in. The router's correction bias is float32
+    whatever the file holds.
+
+    Raises CheckpointError naming the file and tensor when something is missing, unexpected, reshaped or truncated,
+    and ConfigError when the config asks for what cannot be honoured.
+    """
+    config = load_config(folder)
+    if config.quantization_config is not None:
+        method = config.quantization_config.get("quant_method", "unknown")
+        raise ConfigError(
+            f"{folder}: quantization {method!r} (quantization_config in config.json) cannot be loaded yet; "
+            "use a bfloat16 version of this checkpoint",
+            param="quantization_config",
+        )
+    checkpoint = Checkpoint.open(folder)
+    with torch.device("meta"):
+        model = K2Model(config)
+    _check(checkpoint, model, config)
+    model = model.to(dtype or _stored_dtype(checkpoint)).to_empty(device=device)
+    targets: dict[str, Tensor] = dict(model.checkpoint_tensors())
+    for path, tensors in checkpoint.shards.items():
+        with open_shard(path) as shard:
+            for name in tensors:
+                if name in targets:
+                    targets[name].copy_(shard.get_tensor(name))
+    return model.eval()
+
+
+def _is_skipped(name: str, config: ModelConfig) -> bool:
+    """Tensors of published checkpoints that are no weights of this model: rotary tables, prediction layers."""
+    if name.endswith("rotary_emb.inv_freq"):
+        return True
+    layer = LAYER.match(name)
+    return layer is not None and int(layer[1]) >= config.num_hidden_layers
+
+
+def _check(checkpoint: Checkpoint, model: K2Model, config: ModelConfig) -> None:
+    """That the files hold exactly the model's tensors, before any memory is allocated."""
+    expected = {name: tuple(tensor.shape) for name, tensor in model.checkpoint_tensors()}
+    unexpected = []
+    for path, name, stored in checkpoint.tensors():
+        shape = expected.pop(name, None)
+        if shape is None:
+            if not _is_skipped(name, config):
+                unexpected.append((path, name))
+        elif stored.shape != shape:
+            raise CheckpointError(
+                f"{path}: tensor {name} has shape {list(stored.shape)}, config.json makes it {list(shape)}", param=name
+            )
+        elif stored.dtype not in STORED_DTYPES:
+            raise CheckpointError(
+                f"{path}: tensor {name} is stored as {stored.dtype}, but config.json names no quantization", param=name
+            )
+    if expected:
+        first = next(iter(expected))
+        more = f" and {len(expected) - 1} more" if len(expected) > 1 else ""
+        index = checkpoint.folder / INDEX_FILE
+        where = index if index.is_file() else next(iter(checkpoint.shards))
+        raise CheckpointError(f"{where}: tensor {first}{more} missing", param=first)
+    if unexpected:
+        path, name = unexpected[0]
+        more = f" and {len(unexpected) - 1} more" if len(unexpected) > 1 else ""
+        raise CheckpointError(f"{path}: tensor {name}{more} not expected by config.json", param=name)
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> torch.dtype:
+    stored = next(t for _, name, t in checkpoint.tensors() if name == "model.embed_tokens.weight")
+    return STORED_DTYPES[stored.dtype]
