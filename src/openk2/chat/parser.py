@@ -84,7 +84,7 @@ class ReplyParser:
                 return self._open()
             case Marker.SECTION_BEGIN, _State.PROSE:
                 self._state = _State.BETWEEN
-            case (Marker.CALL_END | Marker.SECTION_END), (_State.HEADER | _State.ARGUMENTS):
+            case ((Marker.CALL_END | Marker.SECTION_END), (_State.HEADER | _State.ARGUMENTS)):
                 events = self._close()
                 self._state = _State.BETWEEN
                 return events

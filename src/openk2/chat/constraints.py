@@ -1,0 +1,348 @@
+"""Tool calls right by construction: which tokens may come next in an answer.
+
+Text is free until the model opens the tool section (or must open it: `required`, or a named tool). From there only the
+declared names, dense indices and arguments valid under the tools' schemas can be sampled, and after the section only
+the end of the turn. In text, control tokens other than the section's beginning and the ends of a turn are masked.
+
+`ToolConstraint` implements the engine's `TokenConstraint` protocol; masks are bit sets over the vocabulary. The
+grammar engine is llguidance (never its torch module: it would compile functions on import).
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
+
+import numpy as np
+from llguidance import LLMatcher
+from llguidance.tiktoken import lltokenizer_from_encoding
+from numpy.typing import NDArray
+
+from openk2.chat.ids import call_id
+from openk2.chat.lexers import Marker
+from openk2.chat.messages import ToolChoice, ToolSpec
+from openk2.chat.schema import argument_grammars, argument_schema, literals
+from openk2.errors import ProviderError, RequestError, SchemaError
+from openk2.tokenizer import Tokenizer
+
+MAX_CALLS = 128
+"""Calls in one turn; a model that repeats itself is led out of the section there."""
+
+MAX_FORCED_TOKENS = 256
+"""Longest chunk that `forced_tokens` gives at once; the rest comes with the next question."""
+
+_TEXT_SPECIALS = ("<think>", "</think>")
+"""Named specials of the family that are ordinary output, not structure of turns."""
+
+Words = NDArray[np.int32]
+
+
+class _State(Enum):
+    TEXT = auto()
+    OPENING = auto()  # only section_begin
+    NEXT_CALL = auto()  # call_begin, or section_end once there was a call
+    HEADER = auto()  # functions.NAME:INDEX, then argument_begin
+    ARGUMENTS = auto()  # JSON, then call_end
+    DONE = auto()  # only the end of the turn
+
+
+class ToolConstraint:
+    """The state of one request. Make it with `build`."""
+
+    def __init__(self, grammars: ToolGrammars, plan: _Plan) -> None:
+        self._grammars = grammars
+        self._plan = plan
+        self._state = _State.OPENING if plan.must_call else _State.TEXT
+        self._calls = 0
+        self._matcher: LLMatcher | None = None
+        self._header = b""
+
+    @staticmethod
+    def build(
+        tokenizer: Tokenizer,
+        tools: Sequence[ToolSpec],
+        tool_choice: ToolChoice,
+        first_index: int,
+        grammar: bool = True,
+        *,
+        end_ids: Collection[int] = (),
+    ) -> ToolConstraint | None:
+        """The constraint of a request, or None when nothing is to be constrained.
+
+        `first_index`: calls that the conversation already has. `grammar` False leaves `auto` wholly free; the other
+        choices cannot be kept without a constraint. `end_ids`: tokens that end a turn, by default `<|im_end|>` and
+        the tokenizer's end of sequence.
+
+        Raises SchemaError, naming the tool, for a schema that cannot be used, RequestError for a choice that names no
+        declared tool.
+        """
+        if tool_choice.mode == "auto" and tools and not grammar:
+            return None
+        return tool_grammars(tokenizer).constraint(tools, tool_choice, first_index, end_ids=end_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        """True: only the end of the turn may follow."""
+        return self._state is _State.DONE
+
+    def fill_mask(self, words: Words) -> bool:
+        """Write the allowed tokens, bit i % 32 of word i // 32 (int32, contiguous, at least the vocabulary's size).
+
+        Words past the vocabulary are cleared. False would mean that everything is allowed; that is never so here.
+        """
+        count = self._grammars.mask_words
+        if len(words) < count:
+            raise ValueError(
+                f"a mask of {len(words)} words is too short for {self._grammars.tokenizer.vocab_size} tokens"
+            )
+        words[count:] = 0
+        if self._matcher is None:
+            words[:count] = self._fixed_mask()
+            return True
+        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, count * words.itemsize)
+        if self._matcher.is_error():
+            raise ProviderError(f"The tool grammar gave up: {_first_line(self._matcher.get_error())}")
+        # The matcher speaks of the text's end as the end of the sequence; here a marker follows.
+        _clear_bit(words, self._grammars.tokenizer.im_end_id)
+        if self._matcher.is_accepting():
+            _set_bit(words, self._closing_marker())
+        return True
+
+    def accept(self, token_id: int) -> None:
+        """Move on after a generated token. Raises ProviderError for one that the mask does not allow."""
+        markers = self._grammars.markers
+        match self._state:
+            case _State.TEXT:
+                if token_id == markers[Marker.SECTION_BEGIN] and self._plan.may_call:
+                    self._state = _State.NEXT_CALL
+            case _State.OPENING:
+                self._expect(token_id, Marker.SECTION_BEGIN)
+                self._state = _State.NEXT_CALL
+            case _State.NEXT_CALL:
+                if token_id == markers[Marker.SECTION_END] and self._calls:
+                    self._state = _State.DONE
+                else:
+                    self._expect(token_id, Marker.CALL_BEGIN)
+                    index = self._plan.first_index + self._calls
+                    self._matcher = self._grammars.header_matcher(tuple(self._plan.grammars), index)
+                    self._header, self._state = b"", _State.HEADER
+            case _State.HEADER | _State.ARGUMENTS:
+                self._accept_matched(token_id)
+            case _State.DONE:
+                pass
+
+    def forced_tokens(self) -> list[int]:
+        """Tokens that are the only continuation now: keys, quotes, markers, what is left of a name. May be empty."""
+        step = self._forced_step()
+        if not step:
+            return []
+        ahead = copy.copy(self)
+        if self._matcher is not None:
+            ahead._matcher = self._matcher.deep_copy()
+        forced: list[int] = []
+        while step and len(forced) < MAX_FORCED_TOKENS:
+            for token_id in step:
+                ahead.accept(token_id)
+            forced += step
+            step = ahead._forced_step()
+        return forced
+
+    def _forced_step(self) -> list[int]:
+        if self._matcher is None:
+            allowed = self._fixed_ids()
+            return list(allowed) if allowed is not None and len(allowed) == 1 else []
+        if self._matcher.is_stopped():
+            return [self._closing_marker()]
+        return list(self._matcher.compute_ff_tokens())
+
+    def _fixed_ids(self) -> tuple[int, ...] | None:
+        """Allowed ids of the states without a matcher and with few choices; None for text and for the end."""
+        markers = self._grammars.markers
+        if self._state is _State.OPENING:
+            return (markers[Marker.SECTION_BEGIN],)
+        if self._state is _State.NEXT_CALL:
+            options = []
+            if self._calls < self._plan.max_calls:
+                options.append(markers[Marker.CALL_BEGIN])
+            if self._calls:
+                options.append(markers[Marker.SECTION_END])
+            return tuple(options)
+        return None
+
+    def _fixed_mask(self) -> Words:
+        if self._state is _State.TEXT:
+            return self._plan.text_mask
+        allowed = self._fixed_ids()
+        return self._grammars.mask_of(self._plan.end_ids if allowed is None else allowed)
+
+    def _closing_marker(self) -> int:
+        marker = Marker.ARGUMENT_BEGIN if self._state is _State.HEADER else Marker.CALL_END
+        return self._grammars.markers[marker]
+
+    def _accept_matched(self, token_id: int) -> None:
+        assert self._matcher is not None
+        if token_id != self._closing_marker():
+            if not self._matcher.consume_token(token_id):
+                self._refuse(token_id)
+            if self._state is _State.HEADER:
+                self._header += self._grammars.tokenizer.token_bytes(token_id)
+            return
+        if not self._matcher.is_accepting():
+            self._refuse(token_id)
+        if self._state is _State.HEADER:
+            index = self._plan.first_index + self._calls
+            name = next(name for name in self._plan.grammars if call_id(name, index).encode() == self._header)
+            self._matcher, self._state = self._plan.grammars[name].deep_copy(), _State.ARGUMENTS
+        else:
+            self._calls += 1
+            self._matcher, self._state = None, _State.NEXT_CALL
+
+    def _expect(self, token_id: int, marker: Marker) -> None:
+        if token_id != self._grammars.markers[marker]:
+            self._refuse(token_id)
+
+    def _refuse(self, token_id: int) -> None:
+        raise ProviderError(
+            f"Token {token_id} was generated where the tool grammar ({self._state.name}) does not allow it."
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What a request's choice and tools allow."""
+
+    grammars: Mapping[str, LLMatcher]  # by tool that may be called: its arguments' matcher in its first state
+    first_index: int
+    max_calls: int
+    may_call: bool
+    must_call: bool
+    text_mask: Words
+    end_ids: tuple[int, ...]
+
+
+class ToolGrammars:
+    """Compiled grammars over one tokenizer: arguments by schema, headers by names and index; bounded caches."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.mask_words = (tokenizer.vocab_size + 31) // 32
+        self.markers = {marker: tokenizer.specials[marker.value] for marker in Marker}
+        self._ll = lltokenizer_from_encoding(
+            tokenizer.encoding, n_vocab=tokenizer.vocab_size, eos_token=tokenizer.im_end_id
+        )
+        self._arguments = lru_cache(maxsize=1024)(self._compile_arguments)
+        self._headers = lru_cache(maxsize=256)(self._compile_header)
+        self.mask_of = lru_cache(maxsize=64)(self._mask_of)
+        self._text_mask = lru_cache(maxsize=64)(self._compute_text_mask)
+
+    def constraint(
+        self, tools: Sequence[ToolSpec], choice: ToolChoice, first_index: int, *, end_ids: Collection[int] = ()
+    ) -> ToolConstraint:
+        """See `ToolConstraint.build`."""
+        schemas = dict(_declared(tools))
+        if choice.name is not None and choice.name not in schemas:
+            raise RequestError(
+                f"tool_choice names {choice.name!r}, which is not declared in tools.", param="tool_choice"
+            )
+        if choice.mode == "required" and not schemas:
+            raise RequestError("tool_choice requires a call, but no tools are declared.", param="tool_choice")
+        if choice.mode == "none":
+            schemas = {}
+        elif choice.name is not None:
+            schemas = {choice.name: schemas[choice.name]}
+        grammars = {name: self._arguments_of(name, schema) for name, schema in schemas.items()}
+        ends = tuple(sorted(set(end_ids) or {self.tokenizer.im_end_id, self.tokenizer.eos_id}))
+        plan = _Plan(
+            grammars=grammars,
+            first_index=first_index,
+            max_calls=MAX_CALLS if choice.parallel else 1,
+            may_call=bool(grammars),
+            must_call=choice.mode == "required",
+            text_mask=self._text_mask(ends, bool(grammars)),
+            end_ids=ends,
+        )
+        return ToolConstraint(self, plan)
+
+    def header_matcher(self, names: tuple[str, ...], index: int) -> LLMatcher:
+        return self._headers(names, index).deep_copy()
+
+    def _compile_header(self, names: tuple[str, ...], index: int) -> LLMatcher:
+        matcher = LLMatcher(self._ll, literals([call_id(name, index) for name in names]), log_level=0)
+        if matcher.is_error():
+            raise SchemaError(f"The tools' names cannot be used: {_first_line(matcher.get_error())}", param="tools")
+        return matcher
+
+    def _arguments_of(self, name: str, schema: Mapping[str, object]) -> LLMatcher:
+        try:
+            return self._arguments(json.dumps(schema, sort_keys=True))
+        except (TypeError, ValueError) as error:
+            raise SchemaError(f"The parameters of tool {name!r} are not JSON: {error}.", param="tools") from None
+        except SchemaError as error:
+            raise SchemaError(
+                f"The parameters of tool {name!r} cannot be used: {error}. Simplify the schema.", param="tools"
+            ) from None
+
+    def _compile_arguments(self, schema_json: str) -> LLMatcher:
+        problem = ""
+        for grammar in argument_grammars(argument_schema(json.loads(schema_json))):
+            matcher = LLMatcher(self._ll, grammar, log_level=0)
+            if not matcher.is_error():
+                return matcher
+            problem = matcher.get_error()
+        raise SchemaError(_first_line(problem))
+
+    def _mask_of(self, ids: tuple[int, ...]) -> Words:
+        words: Words = np.zeros(self.mask_words, np.int32)
+        for token_id in ids:
+            if token_id < self.tokenizer.vocab_size:
+                _set_bit(words, token_id)
+        words.flags.writeable = False
+        return words
+
+    def _compute_text_mask(self, end_ids: tuple[int, ...], may_call: bool) -> Words:
+        allowed = [*range(self.tokenizer.n_ranks), *end_ids]
+        allowed += [self.tokenizer.specials[text] for text in _TEXT_SPECIALS if text in self.tokenizer.specials]
+        if may_call:
+            allowed.append(self.markers[Marker.SECTION_BEGIN])
+        return self._mask_of(tuple(allowed))
+
+
+@lru_cache(maxsize=4)
+def tool_grammars(tokenizer: Tokenizer) -> ToolGrammars:
+    """The grammars of a tokenizer, made once: about a second for the full vocabulary."""
+    return ToolGrammars(tokenizer)
+
+
+def _declared(tools: Iterable[ToolSpec]) -> Iterator[tuple[str, Mapping[str, object]]]:
+    seen: set[str] = set()
+    for position, tool in enumerate(tools):
+        try:
+            name, schema = tool.name, tool.parameters
+        except (KeyError, TypeError, AttributeError):
+            raise RequestError(
+                f'tools[{position}] is not {{"type": "function", "function": {{"name": ...}}}}.', param="tools"
+            ) from None
+        if not isinstance(name, str) or not name.strip():
+            raise RequestError(f"tools[{position}] has no name.", param="tools")
+        if name in seen:
+            raise RequestError(f"tools[{position}] declares {name!r} a second time.", param="tools")
+        seen.add(name)
+        yield name, schema
+
+
+def _set_bit(words: Words, token_id: int) -> None:
+    words.view(np.uint32)[token_id // 32] |= np.uint32(1 << token_id % 32)
+
+
+def _clear_bit(words: Words, token_id: int) -> None:
+    words.view(np.uint32)[token_id // 32] &= np.uint32(0xFFFFFFFF ^ (1 << token_id % 32))
+
+
+def _first_line(message: str) -> str:
+    """The compiler's message without its position in a grammar that no caller ever saw."""
+    line = message.strip().split("\n", 1)[0]
+    return line.removeprefix("error: ").split("failed to compile JSON schema: ", 1)[-1]
