@@ -24,7 +24,7 @@ the last result. no_tool: no tool fits. ask_back: a tool fits but a required arg
 
 KINDS: tuple[CaseKind, ...] = get_args(CaseKind)
 CALLING_KINDS = frozenset({"single", "parallel", "chain"})
-WrittenSet = Literal["handwritten", "builtin"]
+WRITTEN_SETS = ("handwritten", "builtin")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def case_from_reference(
     """A case whose right answer is one known assistant message, as generated data gives it.
 
     The kind follows from the shape: calls after a result are a chain, several calls parallel, one call single, text
-    after a result an answer. Only for other text, `text_kind` says why it is text: no_tool, ask_back or chat.
+    after a result an answer, which must tell those of the result's values that the known answer tells. Only for other
+    text, `text_kind` says why it is text: no_tool, ask_back or chat.
+
     Raises DataError when the expected arguments are not a JSON object.
     """
     after_result = bool(messages) and messages[-1].role == "tool"
@@ -125,12 +127,14 @@ def _leaves(value: Any) -> Iterator[str]:
         yield json.dumps(value)
 
 
-def written_cases(set_name: WrittenSet) -> tuple[Case, ...]:
+def written_cases(set_name: str) -> tuple[Case, ...]:
     """The cases of a written set, in file order.
 
     `handwritten`: everyday requests over realistic tools, frozen before the first training run. `builtin`: phrasings
-    over the agent's built-in tools. Raises DataError, naming the line, when the file is malformed.
+    over the agent's built-in tools. Raises DataError for another name, and, naming the line, for a malformed file.
     """
+    if set_name not in WRITTEN_SETS:
+        raise DataError(f"there is no set of cases {set_name!r}; there are {' and '.join(WRITTEN_SETS)}")
     file = f"{set_name}.jsonl"
     catalogue = _tool_catalogue()
     cases = []
