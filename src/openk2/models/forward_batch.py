@@ -25,7 +25,8 @@ class PagedBatch:
     context_lens: tuple[int, ...]
     """Tokens of each sequence in the cache after this step."""
     generated: Tensor
-    """(T,) bool: a generated token (absorbed attention) or one of the prompt (expanded)."""
+    """(T,) bool, on the host: a generated token (absorbed attention) or one of the prompt (expanded). Within a
+    sequence the prompt's tokens come first."""
 
 
 @dataclass(frozen=True)

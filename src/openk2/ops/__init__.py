@@ -1,7 +1,8 @@
 """One function per op, and the one place that chooses its version.
 
-`reference/` holds the definitions. Training takes the versions with their own backward pass, serving on a CPU the
-compiled ones (`cpu/`) where the extension is built; everything else runs on the definitions.
+`reference/` holds the definitions. Where a gradient is wanted, the versions with their own backward pass run; where none
+is, those whose rows do not depend on each other (`row_*`), and on a CPU the compiled ones (`cpu/`) where the extension
+is built.
 """
 
 from __future__ import annotations
@@ -11,8 +12,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from openk2.ops import blockwise_attention, cpu, grouped_experts, reference
-from openk2.ops.reference import absorbed_attention, apply_rotary, linear, paged_attention, route, swiglu
+from openk2.ops import (
+    blockwise_attention,
+    cpu,
+    grouped_experts,
+    reference,
+    row_attention,
+    row_experts,
+    row_pointwise,
+    row_tiles,
+)
+from openk2.ops.reference import absorbed_attention, apply_rotary, swiglu
 
 __all__ = [
     "absorbed_attention",
@@ -23,6 +33,7 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "route",
+    "silu_mul",
     "swiglu",
 ]
 
@@ -54,8 +65,82 @@ def causal_attention(
     return reference.causal_attention(q_THD, k_THD, v_THV, cu_seqlens, softmax_scale)
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """See `reference.linear`."""
+    if _needs_grad(x, weight) or x.device.type == "meta":
+        return reference.linear(x, weight)
+    return row_tiles.linear(x, weight)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """See `reference.silu_mul`."""
+    if _needs_grad(gate, up):
+        return reference.silu_mul(gate, up)
+    return row_pointwise.silu_mul(gate, up)
+
+
+def route(
+    logits_TE: Tensor,
+    correction_bias_E: Tensor | None,
+    *,
+    topk: int,
+    scoring_func: str,
+    topk_method: str,
+    n_group: int,
+    topk_group: int,
+    norm_topk_prob: bool,
+    routed_scaling_factor: float,
+    budget_T: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """See `reference.route`."""
+    return reference.route(
+        logits_TE,
+        correction_bias_E,
+        topk=topk,
+        scoring_func=scoring_func,
+        topk_method=topk_method,
+        n_group=n_group,
+        topk_group=topk_group,
+        norm_topk_prob=norm_topk_prob,
+        routed_scaling_factor=routed_scaling_factor,
+        budget_T=budget_T,
+        sigmoid=torch.sigmoid if _needs_grad(logits_TE) else row_pointwise.sigmoid,
+    )
+
+
 def moe_experts(x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """See `reference.moe_experts`."""
+    if x_TD.is_cpu and not _needs_grad(x_TD, topk_weights, gate_up_proj, down_proj):
+        return row_experts.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
     if x_TD.dtype in (torch.float32, torch.bfloat16):
         return grouped_experts.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
     return reference.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
+
+
+def paged_attention(
+    q_nope_THN: Tensor,
+    q_pe_THR: Tensor,
+    kv_cache: Tensor,
+    kv_b_proj: Tensor,
+    positions_T: Tensor,
+    *,
+    block_tables: Tensor,
+    query_starts: Sequence[int],
+    context_lens: Sequence[int],
+    generated_T: Tensor,
+    softmax_scale: float,
+) -> Tensor:
+    """See `reference.paged_attention`."""
+    version = reference if _needs_grad(q_nope_THN, q_pe_THR, kv_cache, kv_b_proj) else row_attention
+    return version.paged_attention(
+        q_nope_THN,
+        q_pe_THR,
+        kv_cache,
+        kv_b_proj,
+        positions_T,
+        block_tables=block_tables,
+        query_starts=query_starts,
+        context_lens=context_lens,
+        generated_T=generated_T,
+        softmax_scale=softmax_scale,
+    )

@@ -2,7 +2,7 @@
 
 from openk2.ops.reference.linear import linear
 from openk2.ops.reference.mla import absorbed_attention, causal_attention, paged_attention
-from openk2.ops.reference.moe import moe_experts, route, swiglu
+from openk2.ops.reference.moe import moe_experts, route, silu_mul, swiglu
 from openk2.ops.reference.norm import rms_norm
 from openk2.ops.reference.rotary import apply_rotary
 
@@ -15,5 +15,6 @@ __all__ = [
     "paged_attention",
     "rms_norm",
     "route",
+    "silu_mul",
     "swiglu",
 ]

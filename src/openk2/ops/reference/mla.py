@@ -71,12 +71,13 @@ def paged_attention(
     """Attention of new tokens to their sequence's cached latents, themselves included.
 
     kv_cache: (blocks, block_size, C + R). Tokens of the prompt take the expanded form, generated ones the absorbed
-    form. Returns (T, H, V).
+    form: `generated_T` (bool, on the host) tells which; within a sequence the prompt comes first. Returns (T, H, V).
     """
     T, H, N = q_nope_THN.shape
     C = kv_b_proj.shape[1]
     w_uk, w_uv = kv_b_proj.view(H, -1, C).split([N, kv_b_proj.shape[0] // H - N], 1)
     out = q_nope_THN.new_empty(T, H, w_uv.shape[1])
+    generated_T = generated_T.to(out.device)
     for b, (start, end) in enumerate(zip(query_starts[:-1], query_starts[1:], strict=True)):
         cached = kv_cache[block_tables[b]].flatten(0, 1)[: context_lens[b]]
         latent, k_pe = cached[:, :C], cached[:, C:]

@@ -6,6 +6,8 @@ Source: DeepSeek-V3, arXiv:2412.19437, section 2.1.2 (noaux_tc); DeepSeek-V2, ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as nn_functional
 from torch import Tensor
@@ -23,6 +25,7 @@ def route(
     norm_topk_prob: bool,
     routed_scaling_factor: float,
     budget_T: Tensor | None = None,
+    sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> tuple[Tensor, Tensor]:
     """Choose each token's experts: ids (T, K) int64 and weights (T, K) float32, strongest first.
 
@@ -31,7 +34,7 @@ def route(
     routed output's RMS is proportional for independent experts, stays that of the full list.
     """
     logits_TE = logits_TE.float()
-    scores = logits_TE.sigmoid() if scoring_func == "sigmoid" else logits_TE.softmax(-1)
+    scores = sigmoid(logits_TE) if scoring_func == "sigmoid" else logits_TE.softmax(-1)
     choice = scores if correction_bias_E is None else scores + correction_bias_E
     if n_group > 1 and topk_method != "greedy":
         grouped = choice.unflatten(-1, (n_group, -1))
@@ -69,4 +72,9 @@ def moe_experts(x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_pr
 def swiglu(x: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
     """down(silu(gate x) * up x); gate_up_proj (2F, D), down_proj (D, F)."""
     gate, up = nn_functional.linear(x, gate_up_proj).chunk(2, -1)
-    return nn_functional.linear(nn_functional.silu(gate) * up, down_proj)
+    return nn_functional.linear(silu_mul(gate, up), down_proj)
+
+
+def silu_mul(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, elementwise; silu is rounded to gate's dtype before the product."""
+    return nn_functional.silu(gate) * up

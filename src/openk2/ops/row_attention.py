@@ -1,0 +1,131 @@
+"""Attention to the paged latent cache whose every row depends on its own sequence alone: for serving.
+
+The same function as `reference.paged_attention`, in products whose shapes follow from a token's position and nothing
+else, so chunk sizes and batch mates change no bit:
+- a token of the prompt sits in the query tile of its position (row p mod QUERY_ROWS), against all the key tiles up to
+  that tile's end; what is not there is zeros;
+- a generated token is its own product, its heads being the rows, against the key tiles up to its position.
+
+Letters as in `reference.mla`; L keys, a multiple of KEY_TILE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openk2.ops import row_tiles
+
+QUERY_ROWS = 32
+KEY_TILE = 64
+GENERATED_ROWS = 8
+"""Generated tokens whose queries and outputs are folded with `kv_b_proj` in one product."""
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
+
+
+def paged_attention(
+    q_nope_THN: Tensor,
+    q_pe_THR: Tensor,
+    kv_cache: Tensor,
+    kv_b_proj: Tensor,
+    positions_T: Tensor,
+    *,
+    block_tables: Tensor,
+    query_starts: Sequence[int],
+    context_lens: Sequence[int],
+    generated_T: Tensor,
+    softmax_scale: float,
+) -> Tensor:
+    """As `reference.paged_attention`. `generated_T` is on the host; prompt tokens come before generated ones."""
+    T, H, N = q_nope_THN.shape
+    C = kv_b_proj.shape[1]
+    V = kv_b_proj.shape[0] // H - N
+    generated = generated_T.tolist()
+    out = q_nope_THN.new_empty(T, H, V)
+    decoded: list[int] = []
+    for b, (start, end) in enumerate(zip(query_starts[:-1], query_starts[1:], strict=True)):
+        middle = start + generated[start:end].count(False)
+        decoded += range(middle, end)
+        if start < middle:
+            first = context_lens[b] - (end - start)
+            keys = _cached(kv_cache, block_tables[b], first + middle - start, QUERY_ROWS)
+            query = torch.cat((q_nope_THN[start:middle], q_pe_THR[start:middle]), -1)
+            out[start:middle] = _prompt(query, keys, kv_b_proj, first, C, V, softmax_scale)
+    if decoded:
+        w_uk, w_uv = kv_b_proj.view(H, -1, C).split([N, V], 1)
+        everything = len(decoded) == T
+        index = None if everything else torch.tensor(decoded, device=out.device)
+        q_nope, q_pe = (q_nope_THN, q_pe_THR) if index is None else (q_nope_THN[index], q_pe_THR[index])
+        query = torch.cat((_fold(q_nope, w_uk), q_pe), -1)
+        latents = torch.empty_like(query[..., :C])
+        i = 0
+        for b, (start, end) in enumerate(zip(query_starts[:-1], query_starts[1:], strict=True)):
+            count = generated[start:end].count(True)
+            if count:
+                keys = _cached(kv_cache, block_tables[b], context_lens[b], KEY_TILE)
+                _generated(query[i : i + count], keys, context_lens[b] - count, softmax_scale, latents[i : i + count])
+                i += count
+        folded = _fold(latents, w_uv.transpose(1, 2))
+        if index is None:
+            return folded
+        out[index] = folded
+    return out
+
+
+def _cached(kv_cache: Tensor, block_table: Tensor, context: int, multiple: int) -> Tensor:
+    """The sequence's first `context` rows of the cache, then zeros up to whole query and key tiles: (L, C + R)."""
+    length = _round_up(_round_up(context, multiple), KEY_TILE)
+    rows = kv_cache.index_select(0, block_table[: -(-context // kv_cache.shape[1])]).flatten(0, 1)
+    # What lies past the context is another's, and may be NaN, which a weight of 0 does not silence.
+    rows[context:] = 0
+    return F.pad(rows, (0, 0, 0, length - rows.shape[0])) if rows.shape[0] < length else rows[:length]
+
+
+def _prompt(
+    query_THD: Tensor, keys: Tensor, kv_b_proj: Tensor, first: int, C: int, V: int, softmax_scale: float
+) -> Tensor:
+    """Expanded attention of the tokens at positions `first` and on: (T, H, V)."""
+    T, H, D = query_THD.shape
+    L = keys.shape[0]
+    kv = row_tiles.linear(keys[:, :C], kv_b_proj).view(L, H, -1)
+    k_pe = keys[:, None, C:].expand(-1, H, -1)
+    key_HDL = torch.cat((kv[..., :-V], k_pe), -1).permute(1, 2, 0)
+    value_HLV = kv[..., -V:].transpose(0, 1)
+    # Pad to whole tiles at both ends.
+    origin = first // QUERY_ROWS * QUERY_ROWS
+    before = first - origin
+    padded = _round_up(before + T, QUERY_ROWS)
+    query = F.pad(query_THD, (0, 0, 0, 0, before, padded - before - T)).transpose(0, 1).contiguous()
+    out = query_THD.new_empty(H, padded, V)
+    position = torch.arange(L, device=keys.device)
+    for tile in range(0, padded, QUERY_ROWS):
+        span = _round_up(origin + tile + QUERY_ROWS, KEY_TILE)
+        scores = torch.bmm(query[:, tile : tile + QUERY_ROWS], key_HDL[:, :, :span]).float().mul_(softmax_scale)
+        here = position[origin + tile : origin + tile + QUERY_ROWS, None]
+        probs = scores.masked_fill_(position[:span] > here, -torch.inf).softmax(-1).to(keys.dtype)
+        out[:, tile : tile + QUERY_ROWS] = torch.bmm(probs, value_HLV[:, :span])
+    return out[:, before : before + T].transpose(0, 1)
+
+
+def _generated(query_THC: Tensor, keys: Tensor, first: int, softmax_scale: float, out: Tensor) -> None:
+    """Absorbed attention of the tokens at positions `first` and on; writes their latents (T, H, C) to out."""
+    C = out.shape[-1]
+    for t in range(query_THC.shape[0]):
+        span = keys[: _round_up(first + t + 1, KEY_TILE)]
+        scores = torch.mm(query_THC[t], span.t()).float().mul_(softmax_scale)
+        scores[:, first + t + 1 :] = -torch.inf
+        torch.mm(scores.softmax(-1).to(keys.dtype), span[:, :C], out=out[t])
+
+
+def _fold(x_THA: Tensor, weight_HAB: Tensor) -> Tensor:
+    """Each head's rows times that head's matrix, in tiles of GENERATED_ROWS tokens: (T, H, B)."""
+    T = x_THA.shape[0]
+    x = F.pad(x_THA, (0, 0, 0, 0, 0, _round_up(T, GENERATED_ROWS) - T))
+    tiles = [torch.bmm(tile.transpose(0, 1), weight_HAB).transpose(0, 1) for tile in x.split(GENERATED_ROWS)]
+    return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:T]

@@ -1,0 +1,84 @@
+"""Linear layers whose every row is the same whatever the other rows are: for serving.
+
+A matrix library may sum one row's products in another order when the number of rows changes, so a token's numbers
+would depend on its batch mates. Here the rows go through in tiles of fixed sizes, padded with zeros. Which sizes agree
+with each other, in every row, is found by trying: a library's order of summation depends on shapes, never on values,
+so equal bits on random data prove a size for good.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+BASE_ROWS = 8
+CPU_ROWS = (64, 32, 16, 8, 4, 1)
+GPU_ROWS = (64,)
+"""One size, unproven: trying would read device values on the host."""
+
+Spans = list[tuple[int, int]]
+"""(first row, rows) of consecutive tiles."""
+
+_Shape = tuple[int, int, torch.dtype, int]
+_PROVEN: dict[_Shape, tuple[int, ...]] = {}
+"""Tile sizes that agree on this machine, by (out, in, dtype, threads). A memo of what the library does."""
+
+
+def tile_rows(weight: Tensor) -> tuple[int, ...]:
+    """The row counts, largest first, with which products with a weight (out, in) of this shape may be made."""
+    if not weight.is_cpu:
+        return GPU_ROWS
+    shape = (*weight.shape, weight.dtype, torch.get_num_threads())
+    if shape not in _PROVEN:
+        _PROVEN[shape] = _prove(*weight.shape, weight.dtype)
+    return _PROVEN[shape]
+
+
+def _prove(out_features: int, in_features: int, dtype: torch.dtype) -> tuple[int, ...]:
+    """Sizes whose rows equal those of tiles of BASE_ROWS, at every place in the tile; else single rows."""
+    generator = torch.Generator().manual_seed(0)
+    rows = CPU_ROWS[0]
+    weight = torch.randn(out_features, in_features, generator=generator, dtype=torch.float32).to(dtype).t()
+    x = torch.randn(rows, in_features, generator=generator, dtype=torch.float32).to(dtype)
+    moved = x.roll(3, 0)
+
+    def product(x: Tensor, size: int) -> Tensor:
+        return torch.cat([torch.mm(tile, weight) for tile in x.split(size)])
+
+    base = product(x, BASE_ROWS)
+    proven = tuple(
+        size
+        for size in CPU_ROWS
+        if torch.equal(product(x, size), base) and torch.equal(product(moved, size).roll(-3, 0), base)
+    )
+    return proven or (1,)
+
+
+def tiles(begin: int, rows: int, sizes: tuple[int, ...]) -> Spans:
+    """The tiles that cover `rows` rows from row `begin` on; only the last may reach past them."""
+    out, end = [], begin + rows
+    for size in sizes:
+        while end - begin >= size:
+            out.append((begin, size))
+            begin += size
+    if begin < end:
+        out.append((begin, sizes[-1]))
+    return out
+
+
+def matmul_into(x: Tensor, weight_t: Tensor, out: Tensor, spans: Spans) -> None:
+    """Write the tiles `spans` of x @ weight_t into out; both have room for whole tiles."""
+    for start, size in spans:
+        torch.mm(x[start : start + size], weight_t, out=out[start : start + size])
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """As `reference.linear`; row t of the result depends on row t of x alone."""
+    rows = x.shape[0]
+    spans = tiles(0, rows, tile_rows(weight))
+    padded = sum(spans[-1]) if spans else 0
+    x = F.pad(x, (0, 0, 0, padded - rows)) if padded > rows else x.contiguous()
+    out = x.new_empty(padded, weight.shape[0])
+    matmul_into(x, weight.t(), out, spans)
+    return out[:rows]

@@ -1,0 +1,160 @@
+"""The serving versions of the ops: equal to their definitions, and each row by itself, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from openk2 import ops
+from openk2.ops import reference, row_attention, row_experts, row_pointwise, row_tiles
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"], autouse=True)
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def rand(*shape: int, dtype: torch.dtype, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    error = (actual.float() - expected.float()).abs().max() / expected.float().abs().max()
+    assert error < TOLERANCE[actual.dtype]
+
+
+@DTYPES
+@pytest.mark.parametrize(("inner", "outer"), [(192, 128), (48, 192), (40, 24), (100, 7), (512, 1030)])
+def test_linear(inner: int, outer: int, dtype: torch.dtype) -> None:
+    x, weight = rand(83, inner, dtype=dtype), rand(outer, inner, dtype=dtype, seed=1)
+    whole = row_tiles.linear(x, weight)
+    assert_close(whole, reference.linear(x, weight))
+    for start, end in [(0, 1), (5, 6), (7, 15), (3, 36), (82, 83), (11, 80)]:
+        assert torch.equal(row_tiles.linear(x[start:end], weight), whole[start:end])
+
+
+def test_linear_of_no_rows() -> None:
+    assert row_tiles.linear(torch.zeros(0, 8), torch.zeros(4, 8)).shape == (0, 4)
+
+
+def test_rows_alone_where_no_tile_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library whose rows depend on each other, made up here, is only ever given one row."""
+    product = torch.mm
+
+    def unstable(x: Tensor, weight: Tensor) -> Tensor:
+        return product(x, weight) + torch.arange(len(x))[:, None]
+
+    monkeypatch.setattr(torch, "mm", unstable)
+    assert row_tiles._prove(16, 16, torch.float32) == (1,)
+
+
+@DTYPES
+def test_silu_mul(dtype: torch.dtype) -> None:
+    gate, up = rand(37, 41, dtype=dtype, scale=4), rand(37, 41, dtype=dtype, seed=1)
+    whole = row_pointwise.silu_mul(gate, up)
+    assert_close(whole, reference.silu_mul(gate, up))
+    assert torch.equal(torch.stack([row_pointwise.silu_mul(g, u) for g, u in zip(gate, up, strict=True)]), whole)
+    extremes = torch.tensor([-1e4, 0.0, 1e4])
+    assert torch.equal(row_pointwise.silu_mul(extremes, torch.ones(3)), torch.tensor([-0.0, 0.0, 1e4]))
+
+
+@pytest.mark.parametrize(
+    ("func", "method", "groups"), [("sigmoid", "noaux_tc", 1), ("sigmoid", "noaux_tc", 4), ("softmax", "greedy", 1)]
+)
+def test_route(func: str, method: str, groups: int) -> None:
+    logits, bias = rand(61, 24, dtype=torch.float32), rand(24, dtype=torch.float32, seed=1, scale=0.1)
+    budget = torch.arange(61) % 5 + 1
+    settings = dict(topk=5, scoring_func=func, topk_method=method, n_group=groups, topk_group=max(1, groups // 2))
+    settings |= dict(norm_topk_prob=True, routed_scaling_factor=2.5)
+    correction = bias if method == "noaux_tc" else None
+    ids, weights = ops.route(logits, correction, budget_T=budget, **settings)
+    expected_ids, expected_weights = reference.route(logits, correction, budget_T=budget, **settings)
+    assert torch.equal(ids, expected_ids)
+    assert_close(weights, expected_weights)
+    for start, end in [(0, 1), (13, 14), (20, 29)]:
+        some = ops.route(logits[start:end], correction, budget_T=budget[start:end], **settings)
+        assert torch.equal(some[0], ids[start:end])
+        assert torch.equal(some[1], weights[start:end])
+
+
+@DTYPES
+def test_moe_experts(dtype: torch.dtype) -> None:
+    T, K, E, D, F = 45, 3, 10, 24, 12
+    x = rand(T, D, dtype=dtype)
+    gate_up, down = rand(E, 2 * F, D, dtype=dtype, seed=1, scale=0.2), rand(E, D, F, dtype=dtype, seed=2, scale=0.2)
+    ids = torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(t))[:K] for t in range(T)])
+    weights = rand(T, K, dtype=torch.float32, seed=3).sigmoid()
+    weights[::3, 2] = 0
+    whole = row_experts.moe_experts(x, ids, weights, gate_up, down)
+    assert_close(whole, reference.moe_experts(x, ids, weights, gate_up, down))
+    for start, end in [(0, 1), (7, 8), (30, 45), (9, 26)]:
+        some = row_experts.moe_experts(x[start:end], ids[start:end], weights[start:end], gate_up, down)
+        assert torch.equal(some, whole[start:end])
+
+
+def test_moe_experts_past_the_budget_are_not_computed() -> None:
+    weights = torch.tensor([[1.0, 0.0]])
+    down = torch.ones(2, 4, 4)
+    down[1] = torch.nan
+    out = row_experts.moe_experts(torch.ones(1, 4), torch.tensor([[0, 1]]), weights, torch.ones(2, 8, 4), down)
+    assert out.isfinite().all()
+
+
+# A cache of one layer with sequences scattered over its blocks, the rest of it NaN.
+BLOCK, C, R, H, N, V = 16, 24, 8, 3, 12, 20
+
+
+def attend(cache: Tensor, kv_b: Tensor, queries: list[tuple[Tensor, Tensor, list[int], int, int, int]], version=None):
+    """Attention of [(q_nope, q_pe of the whole sequence, its blocks, prompt tokens, first, last)], each its slice."""
+    width = max(len(blocks) for _, _, blocks, *_ in queries)
+    starts, positions, generated = [0], [], []
+    for _, _, _, prompt, first, last in queries:
+        starts.append(starts[-1] + last - first)
+        positions += range(first, last)
+        generated += [p >= prompt for p in range(first, last)]
+    return (version or row_attention).paged_attention(
+        torch.cat([q[first:last] for q, _, _, _, first, last in queries]),
+        torch.cat([q[first:last] for _, q, _, _, first, last in queries]),
+        cache,
+        kv_b,
+        torch.tensor(positions),
+        block_tables=torch.tensor([blocks + [0] * (width - len(blocks)) for _, _, blocks, *_ in queries]),
+        query_starts=starts,
+        context_lens=[last for *_, last in queries],
+        generated_T=torch.tensor(generated),
+        softmax_scale=0.3,
+    )
+
+
+@DTYPES
+def test_paged_attention(dtype: torch.dtype) -> None:
+    length, prompt = 150, 130
+    cache = torch.full((30, BLOCK, C + R), torch.nan, dtype=dtype)
+    kv_b = rand(H * (N + V), C, dtype=dtype, seed=1, scale=0.3)
+    sequences = []
+    for seed, blocks in enumerate([[3, 17, 5, 9, 21, 8, 2, 11, 4, 25], [28, 1, 14, 7, 19, 6, 29, 10, 12, 13]]):
+        latents = rand(length, C + R, dtype=dtype, seed=10 + seed)
+        for block, part in zip(blocks, latents.split(BLOCK), strict=True):
+            cache[block, : len(part)] = part
+        q = rand(length, H, N + R, dtype=dtype, seed=20 + seed).split([N, R], -1)
+        sequences.append((*q, blocks))
+    one, two = sequences
+
+    whole = attend(cache, kv_b, [(*one, prompt, 0, length)])
+    assert whole.isfinite().all()
+    assert_close(whole, attend(cache, kv_b, [(*one, prompt, 0, length)], reference))
+    for chunk in (1, 7, 32, 64):
+        for first in range(0, length, 40):
+            last = min(first + chunk, length)
+            assert torch.equal(attend(cache, kv_b, [(*one, prompt, first, last)]), whole[first:last])
+    mixed = attend(cache, kv_b, [(*two, 5, 100, 103), (*one, prompt, 128, 141), (*two, 140, 90, 91)])
+    assert torch.equal(mixed[3:16], whole[128:141])
