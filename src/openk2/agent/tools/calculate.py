@@ -23,8 +23,8 @@ _CONSTANTS: Mapping[str, float] = {"pi": math.pi, "e": math.e, "tau": math.tau}
 
 def _power(base: Number, exponent: Number) -> Number:
     # Refused before it is computed; the factor 2 because a base of n bits may be as small as 2 ** (n - 1).
-    whole = isinstance(base, int) and isinstance(exponent, int)
-    if whole and abs(base) > 1 and base.bit_length() * exponent > 2 * MAX_BITS:
+    bits = base.bit_length() * exponent if isinstance(base, int) and abs(base) > 1 else 0
+    if bits > 2 * MAX_BITS and isinstance(exponent, int):
         raise OverflowError
     value = base**exponent
     if isinstance(value, complex):

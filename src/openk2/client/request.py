@@ -1,0 +1,55 @@
+"""A `ChatRequest` as the JSON body of OpenAI's chat completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openk2.chat.messages import Message
+from openk2.chat.provider import ChatRequest
+
+
+def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
+    """The body of a streamed request. Settings that are None are left to the endpoint; ids go out as they came."""
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [message_json(message) for message in request.messages],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if request.tools:
+        choice = request.tool_choice
+        body["tools"] = [dict(spec.declaration) for spec in request.tools]
+        body["tool_choice"] = (
+            {"type": "function", "function": {"name": choice.name}} if choice.name is not None else choice.mode
+        )
+        if not choice.parallel:
+            body["parallel_tool_calls"] = False
+    sampling = request.sampling
+    # top_k, min_p, ignore_eos and topk are beyond OpenAI's API; the engines for open models take them at the top level.
+    for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "topk"):
+        if getattr(sampling, name) is not None:
+            body[name] = getattr(sampling, name)
+    if sampling.stop:
+        body["stop"] = list(sampling.stop)
+    if sampling.ignore_eos:
+        body["ignore_eos"] = True
+    return body
+
+
+def message_json(message: Message) -> dict[str, Any]:
+    """One message on the wire."""
+    content = message.content
+    wire: dict[str, Any] = {
+        "role": message.role,
+        "content": content if content is None or isinstance(content, str) else [dict(part) for part in content],
+    }
+    if message.name is not None:
+        wire["name"] = message.name
+    if message.tool_calls:
+        wire["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]
+    if message.tool_call_id is not None:
+        wire["tool_call_id"] = message.tool_call_id
+    return wire
