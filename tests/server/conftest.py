@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import openai
@@ -27,29 +28,28 @@ class RunningServer:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=20)
 
 
+@contextmanager
+def running(provider: ChatProvider | ModelSlot, settings: ServerSettings | None = None) -> Iterator[RunningServer]:
+    listener = open_socket("127.0.0.1", 0)
+    app = create_app(provider, settings)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        yield RunningServer(f"http://127.0.0.1:{listener.getsockname()[1]}")
+    finally:
+        server.should_exit = True
+        thread.join(timeout=10)
+
+
 Serve = Callable[..., RunningServer]
 
 
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """`serve(provider)` starts a server; all are stopped after the test."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def start(provider: ChatProvider | ModelSlot, settings: ServerSettings | None = None) -> RunningServer:
-        listener = open_socket("127.0.0.1", 0)
-        config = uvicorn.Config(
-            create_app(provider, settings), log_level="error", lifespan="off", timeout_graceful_shutdown=1
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        running.append((server, thread))
-        return RunningServer(f"http://127.0.0.1:{listener.getsockname()[1]}")
-
-    yield start
-    for server, thread in running:
-        server.should_exit = True
-        thread.join(timeout=10)
+    with ExitStack() as stack:
+        yield lambda provider, settings=None: stack.enter_context(running(provider, settings))
 
 
 def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:

@@ -59,7 +59,7 @@ class Guard:
         if self._host_names is not None and _host_name(f"//{host}") not in self._host_names:
             return error_response(403, f"Requests for the host {host!r} are not answered here.", "permission_error")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+        if origin is not None and _authority(origin) != host.lower():
             return error_response(403, f"Requests from pages of {origin!r} are not answered here.", "permission_error")
         if self._keys and path not in _OPEN_PATHS and not path.startswith(_OPEN_PREFIXES):
             return self._check_key(headers)
@@ -75,6 +75,13 @@ class Guard:
         response = error_response(401, message, "authentication_error", code="invalid_api_key")
         response.headers["www-authenticate"] = "Bearer"
         return response
+
+
+def _authority(url: str) -> str | None:
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(url: str) -> str | None:

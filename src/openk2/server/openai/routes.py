@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -42,7 +43,7 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
         header = ResponseHeader(
             f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), slot.resolve(body.model), slot.system_fingerprint
         )
-        headers = {"x-openk2-ignored": ",".join(body.ignored)} if body.ignored else {}
+        headers = _name_ignored(body.ignored)
         events = metrics.watch(merged([provider.stream(choice) for choice in body.choice_requests()]))
         if not body.stream:
             completion = await unless_disconnected(request.receive, _collect(header, events, body.n))
@@ -53,6 +54,12 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
         return SseResponse(_lines(writer, first, events), headers)
 
     return router
+
+
+def _name_ignored(names: tuple[str, ...]) -> dict[str, str]:
+    """A header for whoever wonders why a parameter has no effect. Names are the caller's: only plain ones may pass."""
+    plain = [name for name in names if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name)]
+    return {"x-openk2-ignored": ",".join(plain[:20])} if plain else {}
 
 
 def _json(value: dict[str, object], headers: dict[str, str] | None = None) -> Response:
