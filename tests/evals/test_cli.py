@@ -12,6 +12,7 @@ from openk2.chat.scripted import ScriptedProvider
 from openk2.cli import eval as verb
 from openk2.cli.main import app
 from openk2.errors import DataError, ProviderError
+from openk2.evals.cases import KINDS
 
 
 def run(monkeypatch: pytest.MonkeyPatch, provider: ScriptedProvider, *arguments: str) -> str:
@@ -47,15 +48,12 @@ def test_a_failing_provider_ends_in_one_error(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_generated_cases_come_from_the_held_out_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = pytest.importorskip("openk2.training.data")
-    if not hasattr(data, "held_cases"):
-        pytest.skip("no generated cases in this installation")
-    cases = verb._generated(60, seed=3)
-    assert len(cases) == len({case.id for case in cases}) == 60
-    assert {"single", "no_tool"} <= {case.kind for case in cases}
+    cases = verb._generated(100, seed=3)
+    assert len(cases) == len({case.id for case in cases}) == 100
+    assert {case.kind for case in cases} == set(KINDS)
     assert all(message.role != "assistant" for case in cases for message in case.messages[-1:])
-    assert verb._generated(60, seed=3) == cases
-    assert verb._generated(60, seed=4) != cases
+    assert verb._generated(100, seed=3) == cases
+    assert verb._generated(100, seed=4) != cases
 
 
 def test_evaluations_need_no_torch() -> None:

@@ -81,7 +81,9 @@ def test_broken_replies_are_unparsed_and_nothing_else(broken: Completion) -> Non
 
 def test_text_replies() -> None:
     assert score_reply(case("ask_back"), reply("Which host?")).asks
+    assert score_reply(case("ask_back"), reply("Please tell me the host.")).asks
     assert not score_reply(case("ask_back"), reply("Done.")).asks
+    assert not score_reply(case("ask_back"), reply("Sorry, I have no tool for that.")).asks
     assert score_reply(case("ask_back"), reply("Which host?", ("ping", "{}"))) == Score()
     told = case("answer", contains=("12", "Hall"))
     assert score_reply(told, reply("12 ms from hall-1")).right_text

@@ -18,8 +18,20 @@ if TYPE_CHECKING:
     from openk2.evals import Case, CaseKind, RecordFile, Report
 
 GENERATED_CASES = 400
-TEXT_KINDS: dict[str, CaseKind] = {"no_tool": "no_tool", "ask_back": "ask_back", "chat": "chat"}
-"""Kind of a generated conversation that rightly ends in text -> kind of the case."""
+GENERATED_PERCENT = {
+    "single": 38,
+    "follow_up": 10,
+    "parallel_same": 8,
+    "parallel_different": 10,
+    "chain": 12,
+    "error": 4,
+    "missing": 8,
+    "no_fit": 7,
+    "chat": 3,
+}
+"""How many of a hundred generated cases come from conversations of each kind."""
+TEXT_KINDS: dict[str, CaseKind] = {"no_fit": "no_tool", "missing": "ask_back"}
+"""Why the answer of a generated conversation of this kind is text; else it is small talk."""
 
 
 class Task(StrEnum):
@@ -100,16 +112,14 @@ def _generated(n: int, seed: int) -> list[Case]:
     from openk2.evals import case_from_reference
     from openk2.training.data import held_cases
 
+    counts = {kind: n * percent // 100 for kind, percent in GENERATED_PERCENT.items()}
+    counts["single"] += n - sum(counts.values())
     return [
         case_from_reference(
-            f"generated/{seed}-{number}",
-            "generated",
-            held.tools,
-            held.messages,
-            held.expected,
-            TEXT_KINDS.get(held.kind, "chat"),
+            f"generated/{seed}-{kind}-{number}", "generated", tools, messages, expected, TEXT_KINDS.get(kind, "chat")
         )
-        for number, held in enumerate(held_cases(seed, n))
+        for kind, count in counts.items()
+        for number, (tools, messages, expected) in enumerate(held_cases(seed, count, kind))
     ]
 
 

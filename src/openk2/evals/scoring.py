@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,12 @@ from openk2.evals.cases import Case, ExpectedCall
 
 CONTROL_MARKS = ("<|tool_call", "<|im_")
 """In a reply's text these mean that the model began a call or a turn and did not finish it in the wire format."""
+
+ASKING = re.compile(
+    r"[?？]|\b(please (tell|give|say|specify|provide|name|choose|enter|add)|let me know|tell me|give me|i need)\b",
+    re.IGNORECASE,
+)
+"""A text that asks for something: a question mark, or a request in words."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +53,7 @@ def score_reply(case: Case, reply: Completion | None) -> Score:
     if not calls:
         said = text.strip()
         contains = all(part.casefold() in said.casefold() for part in case.contains)
-        asks = "?" in said or "？" in said
-        return Score(no_call=True, asks=asks, right_text=bool(said) and contains)
+        return Score(no_call=True, asks=bool(ASKING.search(said)), right_text=bool(said) and contains)
     given = [(call.name, parsed) for call, parsed in zip(calls, arguments, strict=True) if parsed is not None]
     return Score(
         right_tools=sorted(name for name, _ in given) == sorted(call.name for call in case.calls),
