@@ -113,15 +113,15 @@ def nano() -> ModelConfig:
     """k2-nano, the embedded model: the architecture of K2 with top-8 of 32 narrow experts."""
     return ModelConfig(
         vocab_size=2048,
-        hidden_size=192,
-        intermediate_size=576,
-        moe_intermediate_size=48,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        q_lora_rank=128,
+        hidden_size=128,
+        intermediate_size=384,
+        moe_intermediate_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        q_lora_rank=64,
         kv_lora_rank=96,
         qk_nope_head_dim=32,
-        qk_rope_head_dim=32,
+        qk_rope_head_dim=16,
         v_head_dim=32,
         n_routed_experts=32,
         num_experts_per_tok=8,
@@ -129,7 +129,6 @@ def nano() -> ModelConfig:
         max_position_embeddings=4096,
         bos_token_id=1792,
         eos_token_id=1794,
-        torch_dtype="bfloat16",
     )
 
 

@@ -1,0 +1,125 @@
+"""First weights of a model to be trained: plain random ones, or with the circuits of copying laid out beforehand.
+
+A small model spends most of its first tens of millions of tokens on discovering induction (find an earlier occurrence of
+the present token, copy what followed it; Olsson et al., arXiv:2209.11895). `structured_init_` starts it with that
+circuit; training is free to change it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from openk2.models import K2Model
+
+
+@torch.no_grad()
+def random_init_(model: K2Model, seed: int) -> None:
+    """Normal weights of standard deviation fan_in^-0.5 (embedding and head: `initializer_range`), unit norms.
+
+    Matrices that write to the residual stream are a tenth of that, so that every block starts near the identity.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            parameter.fill_(1.0)
+        elif name.endswith("e_score_correction_bias"):
+            parameter.zero_()
+        else:
+            std = parameter.shape[-1] ** -0.5
+            if "embed_tokens" in name or "lm_head" in name:
+                std = model.config.initializer_range
+            elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+                std *= 0.1
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+@torch.no_grad()
+def structured_init_(model: K2Model, seed: int) -> None:
+    """`random_init_`, then an induction circuit through the first two layers.
+
+    The residual stream is divided into a constant, three equal parts A, B, C and a rest. The embedding writes the
+    constant and a random code of the token to A. In layer 0, half of the heads look one position back, by rotary
+    phase alone, and copy that token's code from A to B. In layer 1, half of the heads match the present token's code (A)
+    with the keys' previous one (B) and copy the code they find (A) to C, which the head reads.
+
+    Needs a low-rank query, and kv_lora_rank of at least one part plus qk_nope_head_dim.
+    """
+    random_init_(model, seed)
+    c = model.config
+    part = (c.hidden_size - 1) // 3
+    a, b, out = (slice(1 + i * part, 1 + (i + 1) * part) for i in range(3))
+    generator = torch.Generator().manual_seed(seed + 1)
+    codes = torch.randn(c.vocab_size, part, generator=generator)
+    embedding, head = model.model.embed_tokens.weight, model.lm_head.weight
+    embedding.zero_()
+    embedding[:, 0] = part**0.5
+    embedding[:, a] = codes
+    head[:, out] += 0.15 * codes
+    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    _previous_token_heads(first, part, a, b)
+    _matching_heads(second, part, a, b, out, generator)
+
+
+def _previous_token_heads(attention: nn.Module, part: int, a: slice, b: slice) -> None:
+    """Rotary pair i of the query lags by the angle of one position: the score sums cos(theta_i (distance - 1))."""
+    c = attention.config
+    heads = c.num_attention_heads // 2
+    pairs = torch.arange(c.qk_rope_head_dim // 2)
+    angle = c.rope_theta ** (-2 * pairs / c.qk_rope_head_dim)
+    turning = angle > 0.05
+    attention.q_a_proj.weight[0].zero_()
+    attention.q_a_proj.weight[0, 0] = 1.0
+    attention.kv_a_proj_with_mqa.weight.zero_()
+    attention.kv_a_proj_with_mqa.weight[torch.arange(part), torch.arange(a.start, a.stop)] = 1.0
+    # The constant has about the size 8 after the norm; the query's row, scaled by its own norm, about 5.
+    key_rows = attention.kv_a_proj_with_mqa.weight[c.kv_lora_rank :]
+    key_rows[0::2, 0] = 0.5 * turning
+    gain = 8.0 / (c.softmax_scale * 4.0 * 5.0)
+    query = attention.q_b_proj.weight.view(c.num_attention_heads, c.qk_head_dim, -1)
+    rotary = query[:heads, c.qk_nope_head_dim :]
+    query[:heads].zero_()
+    rotary[:, 0::2, 0] = gain * torch.cos(angle) * turning
+    rotary[:, 1::2, 0] = -gain * torch.sin(angle) * turning
+    _copy_heads(attention, heads, part, torch.arange(part), b, gain=0.5)
+
+
+def _matching_heads(attention: nn.Module, part: int, a: slice, b: slice, out: slice, generator: torch.Generator) -> None:
+    """Query and key are one random projection of the present token's code and of the previous one's."""
+    c = attention.config
+    heads, nope = c.num_attention_heads // 2, c.qk_nope_head_dim
+    projection = torch.linalg.qr(torch.randn(max(part, nope), min(part, nope), generator=generator)).Q
+    projection = projection.T if projection.shape[0] == part else projection
+    projection = projection[:nope]
+    attention.q_a_proj.weight[: projection.shape[0]].zero_()
+    attention.q_a_proj.weight[: projection.shape[0], a] = projection
+    attention.kv_a_proj_with_mqa.weight.zero_()
+    attention.kv_a_proj_with_mqa.weight[torch.arange(part), torch.arange(a.start, a.stop)] = 1.0
+    attention.kv_a_proj_with_mqa.weight[part : part + projection.shape[0], b] = 2 * projection
+    query = attention.q_b_proj.weight.view(c.num_attention_heads, c.qk_head_dim, -1)
+    keys = attention.kv_b_proj.weight.view(c.num_attention_heads, nope + c.v_head_dim, -1)
+    query[:heads].zero_()
+    keys[:heads, :nope].zero_()
+    gain = math.sqrt(18.0 / (c.softmax_scale * nope))
+    for i in range(projection.shape[0]):
+        query[:heads, i, i] = gain
+        keys[:heads, i, part + i] = gain
+    _copy_heads(attention, heads, part, torch.arange(part), out, gain=1.0)
+
+
+def _copy_heads(attention: nn.Module, heads: int, part: int, latent: Tensor, target: slice, gain: float) -> None:
+    """The first `heads` heads, each a share of the code, copy latent entries to the residual dimensions `target`."""
+    c = attention.config
+    values = attention.kv_b_proj.weight.view(c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, -1)
+    share = -(-part // heads)
+    if share > c.v_head_dim:
+        raise ValueError(f"{heads} heads of {c.v_head_dim} cannot copy {part} values")
+    for head in range(heads):
+        values[head, c.qk_nope_head_dim :].zero_()
+        attention.o_proj.weight[:, head * c.v_head_dim : (head + 1) * c.v_head_dim].zero_()
+        for j, entry in enumerate(latent[head * share : (head + 1) * share].tolist()):
+            values[head, c.qk_nope_head_dim + j, entry] = 1.0
+            attention.o_proj.weight[target.start + head * share + j, head * c.v_head_dim + j] = gain
+
