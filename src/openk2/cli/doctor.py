@@ -142,14 +142,14 @@ def _torch() -> Check:
 
 def _native_ops() -> Check:
     try:
-        from openk2 import _native
+        import openk2._native as native
     except ModuleNotFoundError:
         why = "built without a C++20 compiler" if shutil.which("c++") is None else "the build of this package failed"
         advice = f"{why}; ops run on PyTorch. With a compiler: pip install --force-reinstall --no-deps -v openk2"
         return Check("native ops", "note", "not built", advice)
     except ImportError as error:
         return Check("native ops", "note", "built, but cannot be loaded", str(error))
-    supported = _native.supported_isas()
+    supported = native.supported_isas()
     wanted = os.environ.get("OPENK2_ISA")
     if wanted and wanted not in supported:
         return Check("native ops", "missing", f"OPENK2_ISA={wanted} is not available", f"use {', '.join(supported)}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from openk2.errors import EnvironmentFault
 
 try:
-    from openk2 import _native
+    import openk2._native as _native
 except ImportError:
     _native = None  # type: ignore[assignment]
 
