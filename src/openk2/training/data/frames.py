@@ -182,7 +182,7 @@ def parse_frames(domain: str, text: str) -> list[Frame]:
             elif mark in ">?":
                 frame = replace(frame, asks=(*frame.asks, *(Ask(a, mark == ">") for a in _split(rest))))
             elif mark == "=":
-                frame = replace(frame, results=tuple((k, v) for k, v in (f.split() for f in re.split(r",\s+", rest))))
+                frame = replace(frame, results=tuple((k, v) for k, v in (f.split(None, 1) for f in re.split(r",\s+", rest))))
             else:
                 raise ValueError(f"{domain}: a frame line begins with one of @ : - > ? = #, not with {line!r}")
             frames[-1] = frame

@@ -40,6 +40,18 @@ _FOODS = (
     "milk,bread,eggs,butter,apples,bananas,rice,pasta,cheese,coffee,tea,tomatoes,olive oil,chicken,toilet paper,batteries,dog food,shampoo,oat milk,"
     "paper towels,headphones,a phone charger,running shoes,dish soap,onions,cat litter,light bulbs,orange juice,yogurt,sugar"
 ).split(",")
+_COUNTRIES = (
+    "France,Germany,Spain,Italy,Portugal,Norway,Sweden,Finland,Denmark,Poland,Austria,Greece,Turkey,Egypt,Kenya,Nigeria,Ghana,Morocco,South Africa,India,Nepal,China,Japan,Vietnam,Thailand,"
+    "Indonesia,Australia,New Zealand,Canada,Mexico,Brazil,Argentina,Chile,Peru,Colombia,Cuba,Iceland,Ireland,Scotland,Ukraine,Hungary,Croatia,Estonia"
+).split(",")
+_DISHES = (
+    "lasagna,pancakes,chicken curry,tomato soup,apple pie,ramen,paella,risotto,tacos,banana bread,pad thai,goulash,falafel,chili,beef stew,caesar salad,pumpkin soup,"
+    "brownies,omelette,pizza dough,sushi,dumplings,ratatouille,hummus,waffles,fried rice,cheesecake"
+).split(",")
+_SERVICES = "nginx,postgres,redis,web,api,worker,billing,auth,search,gateway,frontend,backend,checkout,mailer,scheduler,kafka,payments,login,cron".split(",")
+_TABLES = "users,orders,customers,products,invoices,payments,sessions,employees,events,logs,accounts,tickets,items,reviews".split(",")
+_TICKERS = "AAPL MSFT TSLA AMZN GOOG NVDA META NFLX IBM INTC".split()
+_SPORTS = "football,basketball,tennis,hockey,baseball,cricket,rugby,volleyball,handball,golf,cycling,running,swimming,yoga,rowing,boxing,hiking".split(",")
 _GENRES = "jazz,rock,pop,classical,blues,techno,folk,hip hop,reggae,metal,country,soul,ambient,lo-fi,funk,disco,salsa,opera".split(",")
 _CUISINES = "italian,sushi,thai,mexican,indian,chinese,vegan,greek,korean,burgers,pizza,ramen,tapas,vietnamese,turkish,seafood".split(",")
 _ROOMS = "kitchen,living room,bedroom,bathroom,office,garage,hallway,kids room,guest room,basement,attic,balcony,dining room,study,nursery,garden,patio,porch".split(",")
@@ -327,6 +339,55 @@ class Values:
         r = self.rng
         name = r.choice(_DEVICES) if r.random() < 0.8 else self._word()
         return f"{r.choice(_ROOMS)} {name}" if r.random() < 0.5 else name
+
+    def _country(self) -> str:
+        return self.rng.choice(_COUNTRIES)
+
+    def _dish(self) -> str:
+        return self.rng.choice(_DISHES) if self.rng.random() < 0.7 else self._topic()
+
+    def _song(self) -> Value:
+        return self._quoted()
+
+    def _artist(self) -> str:
+        r = self.rng.random()
+        return self._person() if r < 0.4 else ("the " if r < 0.5 else "") + self._word() + "s" if r < 0.6 else self._title()
+
+    def _service(self) -> str:
+        r = self.rng
+        return r.choice(_SERVICES) if r.random() < 0.5 else f"{self._word()}{r.choice(('', '-api', '-service', '-worker', '-web', '-db'))}"
+
+    def _table(self) -> str:
+        return self.rng.choice(_TABLES) if self.rng.random() < 0.5 else f"{self._word()}s"
+
+    def _ticker(self) -> str:
+        r = self.rng
+        return r.choice(_TICKERS) if r.random() < 0.4 else "".join(r.choice("ABCDEFGHIKLMNOPRSTUVXZ") for _ in range(r.choice((3, 4, 4))))
+
+    def _airport(self) -> str:
+        return "".join(self.rng.choice("ABCDEFGHIKLMNOPRSTUVXYZ") for _ in range(3)) if self.rng.random() < 0.3 else self._city()
+
+    def _sport(self) -> str:
+        return self.rng.choice(_SPORTS)
+
+    def _team(self) -> str:
+        return self.rng.choice(self.lex.cities) + self.rng.choice((" United", " City", " Tigers", " Rovers", "")) if self.rng.random() < 0.6 else f"the {self._word().capitalize()}s"
+
+    def _command(self) -> str:
+        r = self.rng
+        return r.choice(("npm install", "npm test", "make build", "pytest -q", "ls -la", "git status", "python main.py", f"./{self._word()}.sh", f"python {self._file()}", f"make {self._word()}", "docker ps"))
+
+    def _sql(self) -> Value:
+        r = self.rng
+        text = r.choice((f"SELECT * FROM {self._table()}", f"SELECT COUNT(*) FROM {self._table()}", f"SELECT name FROM {self._table()} LIMIT {r.randint(1, 50)}"))
+        return Value(text, text)
+
+    def _channel(self) -> str:
+        r = self.rng
+        return r.choice(("#", "#", "")) + r.choice(("general", "random", "support", "dev", "sales", "marketing", "alerts", "design", self._word(), self._slug()))
+
+    def _dayname(self) -> str:
+        return self.rng.choice(_WEEKDAYS)
 
     # the agent's own tools
     def _timezone(self) -> Value:
