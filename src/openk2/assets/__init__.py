@@ -23,4 +23,6 @@ def path(name: str) -> Path:
     if name in names():
         return folder
     held = ", ".join(names()) or "none"
-    raise CheckpointError(f"no embedded model {name!r} in this installation (it holds: {held}); give a checkpoint folder")
+    raise CheckpointError(
+        f"no embedded model {name!r} in this installation (it holds: {held}); give a checkpoint folder"
+    )
