@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from openk2.chat.messages import ToolSpec
@@ -66,6 +66,11 @@ class Ask:
     imperative: bool
     """True: begins with a verb, so that `please` or `can you` may stand before it."""
 
+    @cached_property
+    def mentions(self) -> frozenset[str]:
+        """Every slot that one of its choices can mention."""
+        return frozenset(a or b for a, b in re.findall(r"\{(\w+)|\[(\w+)=", self.text))
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -109,6 +114,8 @@ class Tool:
             name = f"{affix}_{name}"
         described = rng.random() < 0.85
         slots = [s for s in frame.slots if s.required or rng.random() < 0.75]
+        if len(slots) < len(frame.slots) and not any(ask.mentions <= {s.name for s in slots} for ask in frame.asks):
+            slots = list(frame.slots)
         keys: dict[str, str] = {}
         properties: dict[str, Any] = {}
         for slot in slots:
