@@ -47,13 +47,13 @@ def test_a_failing_provider_ends_in_one_error(monkeypatch: pytest.MonkeyPatch) -
         run(monkeypatch, ScriptedProvider([ProviderError("unreachable")]), "--set", "builtin", "--n", "1")
 
 
-def test_generated_cases_come_from_the_held_out_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = verb._generated(100, seed=3)
-    assert len(cases) == len({case.id for case in cases}) == 100
+def test_generated_cases_come_from_the_held_out_split() -> None:
+    cases = verb._cases(verb.CaseSet.generated, 100, 3)
+    assert len(cases) == 100
     assert {case.kind for case in cases} == set(KINDS)
-    assert all(message.role != "assistant" for case in cases for message in case.messages[-1:])
-    assert verb._generated(100, seed=3) == cases
-    assert verb._generated(100, seed=4) != cases
+    assert all(case.messages[-1].role != "assistant" for case in cases)
+    assert verb._cases(verb.CaseSet.generated, 100, 3) == cases
+    assert verb._cases(verb.CaseSet.generated, 100, 4) != cases
 
 
 def test_evaluations_need_no_torch() -> None:

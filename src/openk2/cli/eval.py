@@ -15,23 +15,9 @@ import typer
 
 if TYPE_CHECKING:
     from openk2.chat.provider import ChatProvider
-    from openk2.evals import Case, CaseKind, RecordFile, Report
+    from openk2.evals import Case, RecordFile, Report
 
 GENERATED_CASES = 400
-GENERATED_PERCENT = {
-    "single": 38,
-    "follow_up": 10,
-    "parallel_same": 8,
-    "parallel_different": 10,
-    "chain": 12,
-    "error": 4,
-    "missing": 8,
-    "no_fit": 7,
-    "chat": 3,
-}
-"""How many of a hundred generated cases come from conversations of each kind."""
-TEXT_KINDS: dict[str, CaseKind] = {"no_fit": "no_tool", "missing": "ask_back"}
-"""Why the answer of a generated conversation of this kind is text; else it is small talk."""
 
 
 class Task(StrEnum):
@@ -97,30 +83,16 @@ def command(
 
 def _cases(case_set: CaseSet, n: int | None, seed: int) -> Sequence[Case]:
     """The cases of one set; of a written set, `n` spread evenly over it."""
-    from openk2.evals import written_cases
+    from openk2.evals import generated_cases, written_cases
 
     if case_set is CaseSet.generated:
-        return _generated(n or GENERATED_CASES, seed)
+        from openk2.training.data import held_cases
+
+        return generated_cases(held_cases, n or GENERATED_CASES, seed)
     cases = written_cases(case_set.value)
     if n is None or n >= len(cases):
         return cases
     return [cases[at * len(cases) // n] for at in range(n)]
-
-
-def _generated(n: int, seed: int) -> list[Case]:
-    """Held-out cases: their tools, words and values are in no training conversation."""
-    from openk2.evals import case_from_reference
-    from openk2.training.data import held_cases
-
-    counts = {kind: n * percent // 100 for kind, percent in GENERATED_PERCENT.items()}
-    counts["single"] += n - sum(counts.values())
-    return [
-        case_from_reference(
-            f"generated/{seed}-{kind}-{number}", "generated", tools, messages, expected, TEXT_KINDS.get(kind, "chat")
-        )
-        for kind, count in counts.items()
-        for number, (tools, messages, expected) in enumerate(held_cases(seed, count, kind))
-    ]
 
 
 def _provider(model: str, base_url: str | None) -> ChatProvider:

@@ -2,6 +2,7 @@
 
 from openk2.evals.cases import Case, CaseKind, ExpectedCall, case_from_reference, written_cases
 from openk2.evals.figures import FIGURES, Figure, Share
+from openk2.evals.generated import HeldCases, generated_cases
 from openk2.evals.records import Record, RecordFile
 from openk2.evals.report import Report
 from openk2.evals.runner import evaluate, evaluate_async
@@ -13,6 +14,7 @@ __all__ = [
     "CaseKind",
     "ExpectedCall",
     "Figure",
+    "HeldCases",
     "Record",
     "RecordFile",
     "Report",
@@ -21,6 +23,7 @@ __all__ = [
     "case_from_reference",
     "evaluate",
     "evaluate_async",
+    "generated_cases",
     "score_reply",
     "written_cases",
 ]
