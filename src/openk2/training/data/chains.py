@@ -87,12 +87,12 @@ def chain(script: Script, link: Link, first: Tool, second: Tool) -> None:
     (call,) = script.call((first.name, one.arguments_json))
     kind = dict(link.first.results)[link.field]
     found = values.draw(kind)
-    result, _ = invent_result(first, script)
+    result, _ = invent_result(one, script)
     result = {**result, link.field: found.value}
     script.result(call, as_content(result, rng))
     final = Request(text, second, {**two.values, link.slot: Value(found.value, str(found.value), verbatim=False)})
     (again,) = script.call((second.name, final.arguments_json))
-    answer, sentence = invent_result(second, script)
+    answer, sentence = invent_result(final, script)
     script.result(again, as_content(answer, rng))
     script.say(sentence)
     script.last = None

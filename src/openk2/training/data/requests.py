@@ -13,7 +13,8 @@ from openk2.training.data.values import Value, Values
 
 _CHOICE = re.compile(r"\(([^()]*)\)")
 _IMPLIED = re.compile(r"\[(\w+)=([^\]]*)\]")
-_SLOT = re.compile(r"\{(\w+)(?:@(\w+))?\}")
+_SLOT = re.compile(r"(\bon )?\{(\w+)(?:@(\w+))?\}")
+"""A slot, with the `on ` before it, which goes before `tomorrow`."""
 _BEFORE = (
     "please {}", "can you {}", "could you {}", "could you please {}", "can you please {}", "I need you to {}", "I want you to {}", "I want to {}", "I'd like to {}",
     "would you {}", "hey, {}", "hi, {}", "ok, {}", "now {}", "help me {}", "I need to {}", "would you mind, {}", "let's {}", "go ahead and {}", "quickly {}", "time to {}",
@@ -56,6 +57,16 @@ def expand(text: str, rng: random.Random) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
+def add_phrase(phrase: str, surface: str) -> str:
+    """`on {}` and `Friday` -> `on Friday`; but `on {}` and `tomorrow` -> `tomorrow`."""
+    if phrase == "on {}" and surface.startswith(_RELATIVE_DAYS):
+        return surface
+    return phrase.replace("{}", surface)
+
+
+_RELATIVE_DAYS = ("today", "tomorrow", "next ", "this ")
+
+
 def draw_value(slot: Slot, values: Values) -> tuple[Value, str]:
     """A value of `slot` and the phrase that adds it to a request."""
     rng = values.rng
@@ -69,7 +80,7 @@ def draw_value(slot: Slot, values: Values) -> tuple[Value, str]:
         value = Value(option, surface, verbatim=False)
     else:
         value = values.draw(slot.kind)
-    return value, rng.choice(slot.phrases).replace("{}", value.surface) if slot.phrases else ""
+    return value, add_phrase(rng.choice(slot.phrases), value.surface) if slot.phrases else ""
 
 
 def make_request(
@@ -94,7 +105,10 @@ def make_request(
         ask = asks[int(rng.random() * len(asks))]
         text = expand(ask.text, rng)
         implied = dict(_IMPLIED.findall(text))
-        used = _SLOT.findall(text)
+        used = [(name, kind) for _, name, kind in _SLOT.findall(text)]
+        if omit and any(name == omit for name, _ in used):
+            text = _without(text, slots[omit], tool, rng)
+            used = [(name, kind) for name, kind in used if name != omit]
         mentioned = {*(name for name, _ in used), *implied}
         if mentioned <= slots.keys() and omit not in mentioned and not (implied.keys() & fixed.keys()):
             break
@@ -110,14 +124,14 @@ def make_request(
         if name not in given:
             given[name] = fixed.get(name) or (values.draw(kind) if kind else draw_value(slots[name], values)[0])
             surfaces[name] = given[name].surface
-    text = _SLOT.sub(lambda m: surfaces.get(m.group(1), ""), text)
+    text = _SLOT.sub(lambda m: add_phrase(f"{m.group(1) or ''}{{}}", surfaces.get(m.group(2), "")), text)
     extra: list[str] = []
     for slot in slots.values():
         if slot.name in given or slot.name == omit:
             continue
         if slot.name in fixed:
             given[slot.name] = fixed[slot.name]
-            extra.append(rng.choice(slot.phrases).replace("{}", fixed[slot.name].surface))
+            extra.append(add_phrase(rng.choice(slot.phrases), fixed[slot.name].surface))
         elif slot.required or (slot.phrases and rng.random() < optional):
             value, phrase = draw_value(slot, values)
             given[slot.name] = value
@@ -128,6 +142,20 @@ def make_request(
         text += joint + expand(phrase, rng)
     text = re.sub(r"\s+", " ", text).strip().replace(" ,", ",").replace(" ?", "?")
     return Request(text if plain else polish(text, ask.imperative, rng, value_first), tool, given)
+
+
+def _without(text: str, slot: Slot, tool: Tool, rng: random.Random) -> str:
+    """The pattern without a slot: `weather in {city}` -> `weather`, `call {contact}` -> `call a contact`."""
+    gone = re.sub(rf"(?:^| )(?:in|for|at|to|into|of|from|on|with|by|as|about|near|around|called|named|titled|saying|that|under)(?: the)? \{{{slot.name}(?:@\w+)?\}}(?=$| (?:and|on|at|for|in|to|by)\b)", "", text)
+    if gone != text and gone.strip():
+        return gone.strip()
+    thing = spaced(tool.keys[slot.name])
+    return re.sub(rf"\{{{slot.name}(?:@\w+)?\}}", rng.choice(("some ", "a ", "the ", "some ")) + thing, text)
+
+
+def spaced(key: str) -> str:
+    """`userName` and `user_name` -> `user name`."""
+    return "".join(" " + c.lower() if c.isupper() else " " if c == "_" else c for c in key).strip()
 
 
 def _typed(raw: str, slot: Slot) -> Any:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from openk2.chat.messages import Message, ToolCall, ToolSpec
-from openk2.training.data.frames import Tool
+from openk2.training.data.builtin import builtin_result
+from openk2.training.data.frames import Slot, Tool
 from openk2.training.data.lexicon import Lexicon
-from openk2.training.data.requests import Request, dump, make_request, polish
+from openk2.training.data.requests import Request, add_phrase, dump, expand, make_request, polish, spaced
 from openk2.training.data.values import Value, Values
 
 NO_TOOL = "Sorry, I have no tool for that."
@@ -62,9 +63,11 @@ class Script:
 # Results and what is said about them
 
 
-def invent_result(tool: Tool, script: Script) -> tuple[Any, str]:
-    """A result of `tool`, as a JSON value or a text, and the sentence that reports it."""
-    rng, values = script.rng, script.values
+def invent_result(request: Request, script: Script) -> tuple[Any, str]:
+    """A result of the call for `request`, as a JSON value or a text, and the sentence that reports it."""
+    rng, values, tool = script.rng, script.values, request.tool
+    if tool.frame.domain == "builtin":
+        return builtin_result(request, values)
     fields = tool.frame.results
     if not fields:
         done = rng.choice(({"status": "ok"}, {"ok": True}, "ok", "done", {"success": True}, {"result": "ok"}, "", {}, None))
@@ -81,7 +84,7 @@ def invent_result(tool: Tool, script: Script) -> tuple[Any, str]:
         record = dict(rng.sample(sorted(record.items()), len(record)))
     said = listed([f"the {name.replace('_', ' ')} is {show(value)}" for name, value in record.items()])
     answer = said[0].upper() + said[1:] + "."
-    return record, answer if tool.frame.results and len(fields) > 0 else "Done."
+    return record, answer
 
 
 def show(value: Any) -> str:
@@ -116,7 +119,7 @@ def finish(script: Script, requests: Sequence[Request], answer: bool = True) -> 
         return
     said: list[str] = []
     for call, request in zip(calls, requests, strict=True):
-        result, sentence = invent_result(request.tool, script)
+        result, sentence = invent_result(request, script)
         script.result(call, as_content(result, script.rng))
         if sentence not in said:
             said.append(sentence)
@@ -138,12 +141,10 @@ def follow_up(script: Script) -> None:
     slot = rng.choice(strings)
     others = [s for s in last.tool.slots if s.name in last.values and s is not slot]
     value = script.values.draw(slot.kind)
-    words = slot.phrases and rng.choice(slot.phrases).replace("{}", value.surface).lstrip(",: ") or value.surface
+    words = add_phrase(rng.choice(slot.phrases), value.surface).lstrip(",: ") if slot.phrases else value.surface
     if not others and rng.random() < 0.6:
         words = value.surface
     text = rng.choice(("and {}", "what about {}", "how about {}", "now {}", "the same {}", "and now {}", "same again {}", "also {}", "{} too", "and {} please", "then {}", "do it again {}"))
-    from openk2.training.data.requests import expand
-
     request = Request(polish(text.replace("{}", expand(words, rng)), False, rng, text.startswith("{")), last.tool, {**last.values, slot.name: value})
     script.user(request.text)
     finish(script, [request])
@@ -175,14 +176,14 @@ def parallel_same(script: Script) -> None:
     number = rng.choice((2, 2, 2, 3, 3, 4))
     first = make_request(tool, script.values, plain=True, optional=0.15)
     varied = [s for s in tool.slots if s.name in first.values and s.kind != "bool" and not s.options and first.values[s.name].surface in first.text and not s.schema().get("items")]
-    tails = [s for s in varied if first.text.count(first.values[s.name].surface) == 1]
+    tails = [s for s in varied if first.text.count(first.values[s.name].surface) == 1 and _can_be_listed(s, first.values[s.name])]
     if tails and rng.random() < 0.65:
         slot = rng.choice(tails)
         surface = first.values[slot.name].surface
         several, seen = [first.values[slot.name]], {dump(first.values[slot.name].value)}
         for _ in range(20):
             value = script.values.draw(slot.kind)
-            if len(several) < number and dump(value.value) not in seen:
+            if len(several) < number and _can_be_listed(slot, value) and dump(value.value) not in seen:
                 several.append(value)
                 seen.add(dump(value.value))
         words = [v.surface for v in several]
@@ -205,12 +206,20 @@ def parallel_same(script: Script) -> None:
     script.last = None
 
 
+_FREE_TEXT = frozenset(("said", "text", "phrase", "title", "quoted", "song", "topic", "artist", "command", "sql", "expression"))
+
+
+def _can_be_listed(slot: Slot, value: Value) -> bool:
+    """May `A, B and C` stand for several values? Not where the words of one value are open-ended."""
+    return slot.kind not in _FREE_TEXT or value.surface[:1] in "\"'"
+
+
 def parallel_different(script: Script) -> None:
     """Two or three different tools in one turn."""
     rng = script.rng
     if len(script.tools) < 2:
         return single(script)
-    number = min(len(script.tools), rng.choice((2, 2, 3, 3)))
+    number = min(len(script.tools), rng.choice((2, 2, 3, 3, 3)))
     requests = [make_request(t, script.values, plain=True, optional=0.15) for t in rng.sample(list(script.tools), number)]
     script.user(polish(_joined([r.text for r in requests], rng), False, rng, value_first=True))
     finish(script, requests)
@@ -241,11 +250,6 @@ def missing(script: Script) -> None:
     single(script)
 
 
-def spaced(key: str) -> str:
-    """`userName` and `user_name` -> `user name`."""
-    return "".join(" " + c.lower() if c.isupper() else " " if c == "_" else c for c in key).strip()
-
-
 def error(script: Script) -> None:
     """The tool fails: the assistant repeats the call, corrects it, or explains."""
     rng = script.rng
@@ -269,7 +273,7 @@ def error(script: Script) -> None:
         script.say(f"That did not work: {cause}.")
         return
     (again,) = script.call((retried.tool.name, retried.arguments_json))
-    result, sentence = invent_result(retried.tool, script)
+    result, sentence = invent_result(retried, script)
     script.result(again, as_content(result, rng))
     script.say(sentence)
     script.last = retried

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 
-from openk2.chat.builtin_tools import BUILTIN_TOOLS
 from openk2.chat.messages import Message, ToolSpec
+from openk2.training.data.builtin import builtin_tools
 from openk2.training.data.chains import Link, chain, compose_link
-from openk2.training.data.composed import Seed, compose, draw_seed, near_seed
-from openk2.training.data.frames import Frame, Tool, domain_frames, parse_frames
-from openk2.training.data.lexicon import Lexicon, Split, hash_says_held, lexicon, read_words
+from openk2.training.data.composed import Seed, compose, custom_slot, draw_seed, near_seed
+from openk2.training.data.dice import Dice
+from openk2.training.data.frames import Frame, Tool, domain_frames
+from openk2.training.data.lexicon import Lexicon, Split, lexicon, read_words
 from openk2.training.data.requests import make_request
 from openk2.training.data.scenarios import Conversation, Script, error, follow_up, missing, no_fit, parallel_different, parallel_same, single, small_talk
 from openk2.training.data.values import Values
@@ -44,17 +47,23 @@ def small_talk_lines() -> tuple[tuple[tuple[str, ...], str], ...]:
     return tuple(pairs)
 
 
-@lru_cache(maxsize=2)
-def builtin_tools(split: Split) -> tuple[Tool, ...]:
-    """The agent's own tools exactly as declared, with the phrasings of `split`."""
-    specs = {t.name: t for t in BUILTIN_TOOLS}
-    tools = []
-    for frame in parse_frames("builtin", read_words("builtin.txt")):
-        asks = tuple(a for a in frame.asks if hash_says_held(a.text) == (split == "held"))
-        spec = specs[frame.names[0]]
-        chosen = Frame("builtin", frame.names, frame.descriptions, frame.slots, asks or frame.asks, frame.results)
-        tools.append(Tool(chosen, spec, {s.name: s.name for s in frame.slots}))
-    return tuple(tools)
+@lru_cache(maxsize=1)
+def rivals() -> dict[str, frozenset[str]]:
+    """By first name of a hand-written tool: those that mean nearly the same."""
+    found: dict[str, set[str]] = {}
+    for line in read_words("rivals.txt").splitlines():
+        names = line.split()
+        for name in names:
+            found.setdefault(name, set()).update(names)
+    return {name: frozenset(others - {name}) for name, others in found.items()}
+
+
+@lru_cache(maxsize=1)
+def frames_by_domain() -> dict[str, tuple[Frame, ...]]:
+    domains: dict[str, list[Frame]] = {}
+    for frame in domain_frames():
+        domains.setdefault(frame.domain, []).append(frame)
+    return {domain: tuple(frames) for domain, frames in domains.items()}
 
 
 class _Plan:
@@ -85,19 +94,20 @@ class _Plan:
     def _fill(self, tools: list[Tool], number: int, composed: float) -> None:
         rng, lex = self.rng, self.lex
         names = {t.name for t in tools}
-        frames = domain_frames() if lex.split == "train" else ()
-        same_domain: list[Frame] = []
-        everyday = bool(frames) and rng.random() >= composed
+        meanings = {t.frame.names[0] for t in tools}
+        everyday = lex.split == "train" and rng.random() >= composed
+        domain: tuple[Frame, ...] = ()
         for _ in range(40):
             if len(tools) >= number:
                 return
-            if everyday:
-                if not same_domain:
-                    domain = rng.choice(frames).domain
-                    same_domain = [f for f in frames if f.domain == domain]
-                frame = rng.choice(same_domain) if rng.random() < 0.6 else rng.choice(frames)
-                if any(t.frame is frame or t.frame.names == frame.names for t in tools):
+            if everyday and rng.random() < 0.93:
+                domain = domain or rng.choice(tuple(frames_by_domain().values()))
+                frame = rng.choice(domain if rng.random() < 0.55 else domain_frames())
+                if frame.names[0] in meanings or meanings & rivals().get(frame.names[0], frozenset()):
                     continue
+                if rng.random() < 0.12:
+                    frame = replace(frame, slots=(*frame.slots, custom_slot(rng, lex, {k for s in frame.slots for k in s.keys}, False)))
+                meanings.add(frame.names[0])
             else:
                 seed = near_seed(rng.choice(self.seeds), rng, lex) if self.seeds and rng.random() < 0.6 else draw_seed(rng, lex)
                 if any(s.noun == seed.noun and s.synset.kind == seed.synset.kind for s in self.seeds):
@@ -114,23 +124,20 @@ class _Plan:
         rng, lex = self.rng, self.lex
         values = Values(rng, lex)
         if lex.split == "train" and rng.random() < 0.6:
-            taken = {t.frame.domain for t in self.tools}
+            declared = {t.frame.names[0] for t in self.tools}
+            near = [f for t in self.tools for f in frames_by_domain().get(t.frame.domain, ())]
             for _ in range(20):
-                frame = rng.choice(domain_frames())
-                if frame.domain not in taken and not (taken & _KIN.get(frame.domain, frozenset())):
+                frame = rng.choice(near) if near and rng.random() < 0.4 else rng.choice(domain_frames())
+                if frame.names[0] not in declared and not (declared & rivals().get(frame.names[0], frozenset())):
                     return make_request(Tool.spell(frame, rng), values).text
         if self.seeds and rng.random() < 0.4:
-            base = rng.choice(self.seeds)
             nouns = {s.noun for s in self.seeds}
-            seed = near_seed(base, rng, lex)
+            seed = near_seed(rng.choice(self.seeds), rng, lex)
             while seed.noun in nouns:
                 seed = Seed(seed.synset, draw_seed(rng, lex).noun)
         else:
             seed = draw_seed(rng, lex)
         return make_request(Tool.spell(compose(seed, rng, lex), rng), values).text
-
-
-_KIN: dict[str, frozenset[str]] = {}
 
 
 def _write(kind: str, rng: random.Random, lex: Lexicon, stage: int, turns: int, builtin: float | None = None) -> Conversation:
@@ -172,7 +179,7 @@ def conversations(seed: int, split: Split = "train", stage: int = 3) -> Iterator
     `stage` 0: one tool, single calls; 1: up to three tools, choice; 2: every kind, up to four tools; 3: up to six tools, longer.
     `split` `held` uses only tool names, parameter names, values and verbs that `train` never contains.
     """
-    rng = random.Random(f"{seed}/{split}/{stage}")
+    rng = Dice(f"{seed}/{split}/{stage}")
     lex = lexicon(split)
     kinds, weights = zip(*_STAGE_KINDS[stage].items(), strict=True)
     while True:
@@ -187,7 +194,7 @@ def held_cases(seed: int, n: int, kind: str = "single", stage: int = 3) -> Itera
     `kind`: one of `KINDS`, or `builtin`: single calls of the agent's own tools in phrasings that `train` never contains.
     Kinds of several assistant turns (`chain`, `error`, `missing`) give one case for each of them.
     """
-    rng = random.Random(f"{seed}/cases/{kind}")
+    rng = Dice(f"{seed}/cases/{kind}")
     lex = lexicon("held")
     given = 0
     while given < n:
@@ -202,11 +209,9 @@ def held_cases(seed: int, n: int, kind: str = "single", stage: int = 3) -> Itera
 
 def texts_for_tokenizer(seed: int, n: int) -> Iterator[str]:
     """`n` texts for learning a vocabulary: declarations, requests, arguments, answers, and lists of plain English words."""
-    rng = random.Random(f"{seed}/texts")
+    rng = Dice(f"{seed}/texts")
     stream = conversations(seed, "train", 3)
     words = [w for name in ("common.txt", "nouns.txt", "adjectives.txt") for w in read_words(name).split()]
-    import json
-
     given = 0
     while given < n:
         made = next(stream)

@@ -420,21 +420,13 @@ class Values:
         )
         return Value(f"{b} {sign} {a}" if text == f"add {a} to {b}" else f"{a} {sign} {b}", text, verbatim=False)
 
-    def _matches(self) -> str:
-        return "\n".join(f"{self._path()}:{self.rng.randint(1, 300)}: {self._title()}" for _ in range(self.rng.randint(1, 4)))
-
-    def _filetext(self) -> str:
-        return self.rng.choice((self._title(), f"# {self._title()}\n{self._said().value}", self._said().value))
-
-    def _files(self) -> Value:
-        return self._several(lambda: self._file() if self.rng.random() < 0.7 else self._word() + "/")
-
     def _total(self) -> str:
         return str(self.rng.choice((self.rng.randint(1, 5000), round(self.rng.uniform(0, 500), 2))))
 
     def _clock(self) -> str:
         r = self.rng
-        return f"{self._iso()} {r.randint(0, 23):02d}:{r.randint(0, 59):02d}:{r.randint(0, 59):02d}" + r.choice(("", " UTC", "+02:00"))
+        zone = r.choice(("UTC (UTC+00:00)", "CET (UTC+01:00)", "JST (UTC+09:00)", "EST (UTC-05:00)", "CEST (UTC+02:00)", "IST (UTC+05:30)", "PDT (UTC-07:00)", "AEST (UTC+10:00)"))
+        return f"{self._iso()} {r.randint(0, 23):02d}:{r.randint(0, 59):02d}:{r.randint(0, 59):02d} {zone}, {r.choice(_WEEKDAYS)}"
 
     # lists
     def _names(self) -> Value:
