@@ -1,0 +1,27 @@
+"""Models without a checkpoint: random weights of a trained model's size, for tests and speed measurements."""
+
+from __future__ import annotations
+
+import torch
+
+from openk2.config import ModelConfig
+from openk2.models import K2Model
+
+
+@torch.no_grad()
+def random_model(
+    config: ModelConfig, *, seed: int = 0, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> K2Model:
+    """A model in evaluation mode with normal weights of `initializer_range` and unit norms, equal for equal seeds."""
+    with torch.device("meta"):
+        model = K2Model(config)
+    model = model.to(dtype).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.fill_(1.0)
+        elif name.endswith("e_score_correction_bias"):
+            parameter.zero_()
+        else:
+            parameter.normal_(0.0, config.initializer_range, generator=generator)
+    return model.eval()
