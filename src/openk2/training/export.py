@@ -16,7 +16,11 @@ def export_model(trainer: Trainer, folder: Path) -> None:
     """Write weights (bfloat16), configuration, greedy generation defaults, and the run's tokenizer."""
     save_model(trainer.model, folder, dtype=torch.bfloat16)
     config = trainer.recipe.model
-    generation = {"do_sample": False, "eos_token_id": list(config.eos_token_ids), "max_length": config.max_position_embeddings}
+    generation = {
+        "do_sample": False,
+        "eos_token_id": list(config.eos_token_ids),
+        "max_length": config.max_position_embeddings,
+    }
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
     for file in sorted((trainer.folder / "tokenizer").iterdir()):
         shutil.copy(file, folder / file.name)

@@ -86,7 +86,9 @@ def _previous_token_heads(attention: nn.Module, part: int, a: slice, b: slice) -
     _copy_heads(attention, heads, part, torch.arange(part), b, gain=0.5)
 
 
-def _matching_heads(attention: nn.Module, part: int, a: slice, b: slice, out: slice, generator: torch.Generator) -> None:
+def _matching_heads(
+    attention: nn.Module, part: int, a: slice, b: slice, out: slice, generator: torch.Generator
+) -> None:
     """Query and key are one random projection of the present token's code and of the previous one's."""
     c = attention.config
     heads, nope = c.num_attention_heads // 2, c.qk_nope_head_dim
@@ -122,4 +124,3 @@ def _copy_heads(attention: nn.Module, heads: int, part: int, latent: Tensor, tar
         for j, entry in enumerate(latent[head * share : (head + 1) * share].tolist()):
             values[head, c.qk_nope_head_dim + j, entry] = 1.0
             attention.o_proj.weight[target.start + head * share + j, head * c.v_head_dim + j] = gain
-

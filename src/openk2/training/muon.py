@@ -76,7 +76,13 @@ class MuonClip(torch.optim.Optimizer):
             rate = lr if is_muon or adamw_lr is None else adamw_lr(name) if callable(adamw_lr) else adamw_lr
             by_rate[is_muon, rate].append((name, parameter))
         groups: list[dict[str, Any]] = [
-            {"params": [p for _, p in named], "names": [n for n, _ in named], "muon": is_muon, "lr": rate, "base_lr": rate}
+            {
+                "params": [p for _, p in named],
+                "names": [n for n, _ in named],
+                "muon": is_muon,
+                "lr": rate,
+                "base_lr": rate,
+            }
             for (is_muon, rate), named in by_rate.items()
         ]
         for group in groups:

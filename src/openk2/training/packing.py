@@ -37,9 +37,7 @@ class PackedBatch:
     lengths: tuple[int, ...]
 
     def to(self, device: str) -> PackedBatch:
-        return PackedBatch(
-            self.input_ids.to(device), self.labels.to(device), self.supervised.to(device), self.lengths
-        )
+        return PackedBatch(self.input_ids.to(device), self.labels.to(device), self.supervised.to(device), self.lengths)
 
     def forward_batch(self, **extra: Tensor | None) -> ForwardBatch:
         return ForwardBatch.packed(self.lengths, device=self.input_ids.device, **extra)

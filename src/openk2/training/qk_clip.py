@@ -24,11 +24,10 @@ def qk_clip_(model: K2Model, max_logits: Tensor, threshold: float = THRESHOLD) -
     """
     config, clipped = model.config, 0
     heads, nope = config.num_attention_heads, config.qk_nope_head_dim
-    gamma = (threshold / max_logits.clamp_min(threshold)).cpu()
-    for layer, head in (gamma < 1).nonzero().tolist():
+    for layer, head in (max_logits > threshold).nonzero().tolist():
         attention = model.model.layers[layer].self_attn  # type: ignore[union-attr]
         query = attention.q_proj if config.q_lora_rank is None else attention.q_b_proj
-        g = gamma[layer, head].item()
+        g = threshold / float(max_logits[layer, head])
         query_rows = query.weight.view(heads, config.qk_head_dim, -1)[head]
         query_rows[:nope] *= g**0.5
         query_rows[nope:] *= g

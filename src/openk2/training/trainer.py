@@ -45,7 +45,9 @@ class Trainer:
             weight_decay=o.weight_decay,
             momentum=o.momentum,
             betas=o.betas,
-            adamw_lr=lambda name: o.embedding_lr if "embed_tokens" in name else o.head_lr if "lm_head" in name else o.lr,
+            adamw_lr=lambda name: (
+                o.embedding_lr if "embed_tokens" in name else o.head_lr if "lm_head" in name else o.lr
+            ),
             newton_schulz_dtype=getattr(torch, o.newton_schulz_dtype),
         )
         self.step, self.tokens, self.seconds = 0, 0, 0.0
