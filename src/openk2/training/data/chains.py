@@ -37,7 +37,7 @@ def compose_link(rng: random.Random, lex: Lexicon) -> Link:
     look, act = rng.choice(lookups), rng.choice(actions)
     look_verb, act_verb = rng.choice(look.verbs), rng.choice(act.verbs)
     field_name, field_kind = rng.choice(_LINKS)
-    field = field_name if rng.random() < 0.4 else f"{slug}_{field_name}"
+    field = field_name if lex.split == "train" and rng.random() < 0.4 else f"{slug}_{field_name}"
     key_kind = rng.choice(_KEY_KINDS)
     key_name = {"name": "name", "person": rng.choice(("owner", "user", "person")), "email": "email", "city": "city", "quoted": "title", "phone": "phone", "title": "title"}[key_kind]
     mine = {k: s for s in typed_slots(lex.split) for k in s.keys}

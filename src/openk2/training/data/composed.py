@@ -145,7 +145,12 @@ def custom_slot(rng: random.Random, lex: Lexicon, taken: set[str], required: boo
     described = False
     descriptions = (words.capitalize(), f"The {words} to use", f"{words.capitalize()} of it", f"Which {words}")
     if rng.random() < 0.2:  # the key says nothing, the description does
-        key, described = lex.nonce(rng) if rng.random() < 0.7 else f"{rng.choice('abcnpqxyz')}{rng.randint(1, 9)}", True
+        key, described = lex.nonce(rng), True
+        while rng.random() < 0.3:
+            short = f"{rng.choice('abcdefghknpqrstvwxyz')}{rng.randint(1, 9)}"
+            if lex.mine(short):
+                key = short
+                break
         descriptions = (f"The {words}", words.capitalize())
     if kind == "bool":
         positive = tuple(p.replace("{k}", words) for p in ("with {k}", "with {k} on", ", {k} on", ", enable {k}", ", turn {k} on", ", {k} enabled"))

@@ -73,7 +73,7 @@ class Lexicon:
 
     def mine(self, text: str) -> bool:
         """Does a composed string (a code, a date, an invented word) belong to this part?"""
-        return hash_says_held(text) == (self.split == "held")
+        return (hash_says_held(text) and text not in hand_written_words()) == (self.split == "held")
 
     def nonce(self, rng: random.Random) -> str:
         """An invented, pronounceable lower-case word of this part."""
@@ -99,7 +99,7 @@ def lexicon(split: Split) -> Lexicon:
         verbs = tuple(w.replace("_", " ") for w in words.split())
         rare = not any(part in guard for verb in verbs for part in verb.split())
         # A set is held as a whole, and only if it is hashed so by its line: a synonym must not leak from the other part.
-        held = rare and (zlib.crc32(words.strip().encode()) % 3 == 0)
+        held = rare and (zlib.crc32(words.strip().encode()) % 5 < 3)
         if held == (split == "held"):
             synsets.append(Synset(kind.strip(), verbs))
     synset_words = frozenset(p for line in read_words("verbs.txt").splitlines() for p in re.split(r"[\s_|]+", line))

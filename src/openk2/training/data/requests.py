@@ -32,6 +32,8 @@ class Request:
     tool: Tool
     values: dict[str, Value]
     """By slot, the given ones."""
+    value_first: bool = False
+    """The words begin with a value, whose case must stay."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -141,7 +143,7 @@ def make_request(
         joint = "" if phrase.startswith((",", ":")) else " "
         text += joint + expand(phrase, rng)
     text = re.sub(r"\s+", " ", text).strip().replace(" ,", ",").replace(" ?", "?")
-    return Request(text if plain else polish(text, ask.imperative, rng, value_first), tool, given)
+    return Request(text if plain else polish(text, ask.imperative, rng, value_first), tool, given, value_first)
 
 
 def _without(text: str, slot: Slot, tool: Tool, rng: random.Random) -> str:

@@ -151,8 +151,9 @@ def follow_up(script: Script) -> None:
     script.last = request
 
 
-def _joined(texts: Sequence[str], rng: random.Random) -> str:
+def _joined(requests: Sequence[Request], rng: random.Random) -> str:
     """Independent requests in one message."""
+    texts = [r.text for r in requests]
     style = rng.random()
     if style < 0.45:
         mark = rng.choice((" and ", " and ", ", and ", " and also ", ", also "))
@@ -160,7 +161,7 @@ def _joined(texts: Sequence[str], rng: random.Random) -> str:
     elif style < 0.7:
         text = ", ".join(texts)
     elif style < 0.85:
-        text = ". ".join(t[:1].upper() + t[1:] if t[:1].islower() else t for t in texts)
+        text = ". ".join(r.text if r.value_first else r.text[:1].upper() + r.text[1:] for r in requests)
     else:
         text = rng.choice(("three things: ", "a few things: ", "two things: ", "I need several things: ", "do these: ", "at once: ")) + rng.choice((", ", "; ")).join(texts)
     return text
@@ -198,10 +199,10 @@ def parallel_same(script: Script) -> None:
                 more = make_request(tool, script.values, plain=True, optional=0.15)
                 if all(more.arguments_json != r.arguments_json for r in requests):
                     requests.append(more)
-        text = _joined([r.text for r in requests], rng)
+        text = _joined(requests, rng)
     if len(requests) < 2:
         return single(script)
-    script.user(polish(text, False, rng, value_first=True) if rng.random() < 0.5 else polish(text, True, rng, value_first=text[:1].isupper()))
+    script.user(polish(text, False, rng, value_first=True) if rng.random() < 0.5 else polish(text, True, rng, value_first=first.value_first))
     finish(script, requests)
     script.last = None
 
@@ -221,7 +222,7 @@ def parallel_different(script: Script) -> None:
         return single(script)
     number = min(len(script.tools), rng.choice((2, 2, 3, 3, 3)))
     requests = [make_request(t, script.values, plain=True, optional=0.15) for t in rng.sample(list(script.tools), number)]
-    script.user(polish(_joined([r.text for r in requests], rng), False, rng, value_first=True))
+    script.user(polish(_joined(requests, rng), False, rng, value_first=True))
     finish(script, requests)
     script.last = None
 
