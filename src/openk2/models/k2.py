@@ -77,6 +77,11 @@ class K2Model(nn.Module):
         """(T, hidden) to (T, vocab), float32."""
         return self.lm_head(hidden).float()
 
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The blocks in order (`model.layers`, typed)."""
+        return [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
+
     def checkpoint_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor under its published name, as a view of this model's memory: for loading and export."""
         stacks = {name for name, module in self.named_modules() if isinstance(module, RoutedExperts)}

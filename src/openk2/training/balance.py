@@ -19,15 +19,15 @@ def update_router_bias_(model: K2Model, expert_load: Tensor, rate: float) -> Non
     expert_load: (layers, experts), tokens that chose each expert in this step. The step is proportional to the relative
     error and bounded by `rate`; at nano scale the published sign step balances far too slowly. The bias stays centred.
     """
-    for index, layer in enumerate(model.model.layers):
+    for index, layer in enumerate(model.decoder_layers):
         mlp = layer.mlp
         if not isinstance(mlp, MoE) or mlp.gate.e_score_correction_bias is None:
             continue
         load = expert_load[index]
         mean = load.mean().clamp_min(1e-6)
         bias = mlp.gate.e_score_correction_bias
-        bias += rate * ((mean - load) / mean).clamp(-1, 1)
-        bias -= bias.mean()
+        bias.add_(rate * ((mean - load) / mean).clamp(-1, 1))
+        bias.sub_(bias.mean())
 
 
 def imbalance(model: K2Model, expert_load: Tensor) -> float:

@@ -17,14 +17,14 @@ Pair = tuple[bytes, bytes]
 
 
 def byte_order() -> list[bytes]:
-    """The 256 single bytes as the published ranks order them: the printable Latin-1 ones first (GPT-2's order)."""
+    """The 256 single bytes in the order of the published ranks: printable Latin-1 first, as in GPT-2."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     return [bytes([b]) for b in printable + [b for b in range(256) if b not in set(printable)]]
 
 
 def copy_friendly(left: bytes, right: bytes) -> bool:
-    """Allow merges inside a word of ASCII letters of one case pattern (Word, word, WORD), of JSON's own punctuation, and
-    of bytes past ASCII.
+    """Allow merges inside a word of ASCII letters of one case pattern (Word, word, WORD), of JSON's own punctuation,
+    and of bytes past ASCII.
 
     Values are then copied in pieces that look the same wherever they stand: after a blank, a quote or an underscore.
     """

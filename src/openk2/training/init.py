@@ -1,7 +1,7 @@
 """First weights of a model to be trained: plain random ones, or with the circuits of copying laid out beforehand.
 
-A small model spends most of its first tens of millions of tokens on discovering induction (find an earlier occurrence of
-the present token, copy what followed it; Olsson et al., arXiv:2209.11895). `structured_init_` starts it with that
+A small model spends its first tens of millions of tokens on discovering induction (find an earlier occurrence
+of the present token, copy what followed it; Olsson et al., arXiv:2209.11895). `structured_init_` starts it with that
 circuit; training is free to change it.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openk2.models import K2Model
+from openk2.models.attention import MLAttention
 
 
 @torch.no_grad()
@@ -58,12 +59,12 @@ def structured_init_(model: K2Model, seed: int) -> None:
     embedding[:, 0] = part**0.5
     embedding[:, a] = codes
     head[:, out] += 0.15 * codes
-    first, second = model.model.layers[0].self_attn, model.model.layers[1].self_attn
+    first, second = (layer.self_attn for layer in model.decoder_layers[:2])
     _previous_token_heads(first, part, a, b)
     _matching_heads(second, part, a, b, out, generator)
 
 
-def _previous_token_heads(attention: nn.Module, part: int, a: slice, b: slice) -> None:
+def _previous_token_heads(attention: MLAttention, part: int, a: slice, b: slice) -> None:
     """Rotary pair i of the query lags by the angle of one position: the score sums cos(theta_i (distance - 1))."""
     c = attention.config
     heads = c.num_attention_heads // 2
@@ -87,7 +88,7 @@ def _previous_token_heads(attention: nn.Module, part: int, a: slice, b: slice) -
 
 
 def _matching_heads(
-    attention: nn.Module, part: int, a: slice, b: slice, out: slice, generator: torch.Generator
+    attention: MLAttention, part: int, a: slice, b: slice, out: slice, generator: torch.Generator
 ) -> None:
     """Query and key are one random projection of the present token's code and of the previous one's."""
     c = attention.config
@@ -111,7 +112,7 @@ def _matching_heads(
     _copy_heads(attention, heads, part, torch.arange(part), out, gain=1.0)
 
 
-def _copy_heads(attention: nn.Module, heads: int, part: int, latent: Tensor, target: slice, gain: float) -> None:
+def _copy_heads(attention: MLAttention, heads: int, part: int, latent: Tensor, target: slice, gain: float) -> None:
     """The first `heads` heads, each a share of the code, copy latent entries to the residual dimensions `target`."""
     c = attention.config
     values = attention.kv_b_proj.weight.view(c.num_attention_heads, c.qk_nope_head_dim + c.v_head_dim, -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -39,8 +39,10 @@ class PackedBatch:
     def to(self, device: str) -> PackedBatch:
         return PackedBatch(self.input_ids.to(device), self.labels.to(device), self.supervised.to(device), self.lengths)
 
-    def forward_batch(self, **extra: Tensor | None) -> ForwardBatch:
-        return ForwardBatch.packed(self.lengths, device=self.input_ids.device, **extra)
+    def forward_batch(self, max_logits: Tensor | None = None, expert_load: Tensor | None = None) -> ForwardBatch:
+        """See `ForwardBatch` for the two tensors that the pass fills."""
+        batch = ForwardBatch.packed(self.lengths, device=self.input_ids.device)
+        return replace(batch, max_logits=max_logits, expert_load=expert_load)
 
     @property
     def cu_seqlens(self) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ def qk_clip_(model: K2Model, max_logits: Tensor, threshold: float = THRESHOLD) -
     config, clipped = model.config, 0
     heads, nope = config.num_attention_heads, config.qk_nope_head_dim
     for layer, head in (max_logits > threshold).nonzero().tolist():
-        attention = model.model.layers[layer].self_attn  # type: ignore[union-attr]
+        attention = model.decoder_layers[layer].self_attn
         query = attention.q_proj if config.q_lora_rank is None else attention.q_b_proj
         g = threshold / float(max_logits[layer, head])
         query_rows = query.weight.view(heads, config.qk_head_dim, -1)[head]

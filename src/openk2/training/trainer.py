@@ -6,7 +6,6 @@ It knows nothing of files of conversations or vocabularies: the caller gives it 
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,7 +146,7 @@ class Trainer:
         }
         partial = self.folder / (STATE_FILE + ".partial")
         torch.save(state, partial)
-        os.replace(partial, self.folder / STATE_FILE)
+        partial.replace(self.folder / STATE_FILE)
 
     def resume(self) -> bool:
         """Go on from the folder's state, if there is one.
