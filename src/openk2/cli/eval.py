@@ -47,7 +47,10 @@ def command(
     n: Annotated[
         int | None, typer.Option("--n", min=1, help=f"Cases per set; else all, and {GENERATED_CASES} generated ones.")
     ] = None,
-    grammar: Annotated[Grammar, typer.Option(help="Hold calls to the declared tools while sampling.")] = Grammar.both,
+    grammar: Annotated[
+        Grammar | None,
+        typer.Option(help="Hold calls to the declared tools while sampling; else both. A server has its own setting."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Draws the generated cases.")] = 0,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
     output: Annotated[
@@ -63,7 +66,10 @@ def command(
 
     sets = [one for one in CaseSet if one is not CaseSet.all] if case_set is CaseSet.all else [case_set]
     cases = [case for one in sets for case in _cases(one, n, seed)]
-    settings = {Grammar.on: (True,), Grammar.off: (False,), Grammar.both: (True, False)}[grammar]
+    if base_url is not None and grammar in (Grammar.off, Grammar.both):
+        raise typer.BadParameter("only a model that runs here can be asked without the grammar, not one at --base-url")
+    chosen = grammar or (Grammar.both if base_url is None else Grammar.on)
+    settings = {Grammar.on: (True,), Grammar.off: (False,), Grammar.both: (True, False)}[chosen]
     run = {"task": task.value, "model": model, "base_url": base_url, "seed": seed}
     with RecordFile(output, run) if output else nullcontext() as records:
         provider = _provider(model, base_url)

@@ -11,7 +11,7 @@ from openk2.evals.cases import CALLING_KINDS, Case, CaseKind, case_from_referenc
 HeldTurn = tuple[Sequence[ToolSpec], Sequence[Message], Message]
 """Tools, messages so far, and the assistant message that is right."""
 HeldCases = Callable[[int, int, str], Iterable[HeldTurn]]
-"""`held_cases(seed, n, kind)`: at most `n` turns of conversations of `kind`, such as `openk2.training.data.held_cases`."""
+"""`held_cases(seed, n, kind)`: `n` turns of conversations of `kind`, such as `openk2.training.data.held_cases`."""
 
 MIX: tuple[tuple[str, CaseKind, int], ...] = (
     ("single", "single", 31),
