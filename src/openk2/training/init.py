@@ -43,8 +43,8 @@ def structured_init_(model: K2Model, seed: int) -> None:
 
     The residual stream is divided into a constant, three equal parts A, B, C and a rest. The embedding writes the
     constant and a random code of the token to A. In layer 0, half of the heads look one position back, by rotary
-    phase alone, and copy that token's code from A to B. In layer 1, half of the heads match the present token's code (A)
-    with the keys' previous one (B) and copy the code they find (A) to C, which the head reads.
+    phase alone, and copy that token's code from A to B. In layer 1, half of the heads match the present token's code
+    (A) with the keys' previous one (B) and copy the code they find (A) to C, which the head reads.
 
     Needs a low-rank query, and kv_lora_rank of at least one part plus qk_nope_head_dim.
     """
