@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+import httpx2 as httpx
 import openai
 import pytest
 import uvicorn
@@ -18,6 +19,9 @@ from openk2.server.model_slot import ModelSlot
 from openk2.server.run import open_socket
 from openk2.server.settings import ServerSettings
 
+HTTP = httpx.Client(verify=False, timeout=120)
+"""Loopback needs no certificates, and reading those of the system takes longer than most tests."""
+
 
 @dataclass(frozen=True)
 class RunningServer:
@@ -25,7 +29,7 @@ class RunningServer:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=20)
+        return openai.OpenAI(base_url=f"{self.url}/v1", api_key="any", max_retries=0, timeout=120, http_client=HTTP)
 
 
 @contextmanager
@@ -52,7 +56,7 @@ def serve() -> Iterator[Serve]:
         yield lambda provider, settings=None: stack.enter_context(running(provider, settings))
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10) -> bool:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether the condition came true; the bound only ends a test that fails."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -7,12 +7,11 @@ import json
 import socket
 from urllib.parse import urlsplit
 
-import httpx2 as httpx
 import pytest
 
 from openk2.chat.scripted import ScriptedProvider, ScriptedTurn
 
-from .conftest import eventually
+from .conftest import HTTP, eventually
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -44,8 +43,8 @@ def test_disconnect_aborts(serve, before_first_event, stream, n):
     assert eventually(lambda: len(provider.requests) == n)
     connection.close()
     assert eventually(lambda: provider.aborted == n)
-    assert eventually(lambda: "openk2:requests_aborted_total 1.0" in httpx.get(f"{url}/metrics").text)
-    assert "openk2:num_requests_running 0.0" in httpx.get(f"{url}/metrics").text
+    assert eventually(lambda: "openk2:requests_aborted_total 1.0" in HTTP.get(f"{url}/metrics").text)
+    assert "openk2:num_requests_running 0.0" in HTTP.get(f"{url}/metrics").text
 
 
 def test_one_failing_choice_aborts_the_others(serve):
@@ -56,5 +55,5 @@ def test_one_failing_choice_aborts_the_others(serve):
 
     provider = ScriptedProvider(first_fails)
     body = {"model": "scripted", "messages": MESSAGES, "n": 3, "seed": 1}
-    assert httpx.post(f"{serve(provider).url}/v1/chat/completions", json=body).status_code == 500
+    assert HTTP.post(f"{serve(provider).url}/v1/chat/completions", json=body).status_code == 500
     assert provider.aborted == 2

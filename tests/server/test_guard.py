@@ -11,11 +11,11 @@ from openk2.chat.scripted import ScriptedProvider
 from openk2.errors import ConfigError
 from openk2.server.settings import ServerSettings, read_api_keys
 
-from .conftest import running
+from .conftest import HTTP, running
 
 
 def get(url: str, **headers: str) -> httpx.Response:
-    return httpx.get(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    return HTTP.get(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
 
 
 @pytest.fixture(scope="module")

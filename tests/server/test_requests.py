@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +15,7 @@ from openk2.chat.scripted import ScriptedProvider
 from openk2.errors import RequestError
 from openk2.server.openai.schema import ChatCompletionRequest, read_chat_completion
 
-from .conftest import RunningServer, running
+from .conftest import HTTP, RunningServer, running
 
 USER = {"role": "user", "content": "Hi"}
 
@@ -240,7 +239,7 @@ def server() -> Iterator[RunningServer]:
     ids=["empty", "cut", "array", "number", "nan", "not utf-8", "deep"],
 )
 def test_what_is_no_json_object_is_a_400(server, data):
-    response = httpx.post(f"{server.url}/v1/chat/completions", content=data)
+    response = HTTP.post(f"{server.url}/v1/chat/completions", content=data)
     assert response.status_code == 400
     assert response.json()["error"]["type"] == "invalid_request_error"
 
@@ -249,13 +248,13 @@ def test_a_huge_body_is_a_413(serve):
     from openk2.server.settings import ServerSettings
 
     url = serve(ScriptedProvider([]), ServerSettings(max_body_bytes=1000)).url
-    response = httpx.post(f"{url}/v1/chat/completions", content=b" " * 1001)
+    response = HTTP.post(f"{url}/v1/chat/completions", content=b" " * 1001)
     assert response.status_code == 413 and response.json()["error"]["message"]
 
 
 def test_half_an_emoji_is_read_as_a_replacement_character(server):
     body = json.dumps({"messages": [{"role": "user", "content": "a\ud83d b\U0001f44b"}]})
-    response = httpx.post(f"{server.url}/v1/chat/completions", content=body)
+    response = HTTP.post(f"{server.url}/v1/chat/completions", content=body)
     assert response.json()["choices"][0]["message"]["content"] == "a� b\U0001f44b"
 
 
@@ -271,13 +270,11 @@ def test_half_an_emoji_is_read_as_a_replacement_character(server):
     ],
 )
 def test_unknown_addresses_are_error_objects(server, method, path, status, code):
-    response = httpx.request(method, server.url + path)
+    response = HTTP.request(method, server.url + path)
     assert response.status_code == status
     assert response.json()["error"]["code"] == code
 
 
 def test_ignored_parameters_are_named_in_a_header(server):
-    response = httpx.post(
-        f"{server.url}/v1/chat/completions", json={"messages": [USER], "user": "u", "zz": 1, "é\n": 2}
-    )
+    response = HTTP.post(f"{server.url}/v1/chat/completions", json={"messages": [USER], "user": "u", "zz": 1, "é\n": 2})
     assert response.status_code == 200 and response.headers["x-openk2-ignored"] == "user,zz"

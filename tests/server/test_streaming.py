@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterator
 
-import httpx2 as httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,7 +16,7 @@ from openk2.chat.scripted import ScriptedCall, ScriptedProvider, ScriptedTurn
 from openk2.errors import OverloadedError, ProviderError
 from openk2.server.openai.response import ChunkWriter, CompletionCollector, ResponseHeader, completion_object
 
-from .conftest import RunningServer, running
+from .conftest import HTTP, RunningServer, running
 
 # R role, T text, H header of a call, A argument fragment, F finish, U usage, E error, D [DONE]
 STREAM = re.compile(r"R(T*(HA+)*F)U?D|R?T*(HA*)*E")
@@ -90,7 +89,7 @@ def server() -> Iterator[RunningServer]:
 def test_every_stream_is_a_sentence_of_the_grammar(server, case, include_usage):
     turn = CASES[case]
     options = {"stream_options": {"include_usage": include_usage}, "messages": [{"role": "user", "content": case}]}
-    response = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | options | {"tools": TOOLS})
+    response = HTTP.post(f"{server.url}/v1/chat/completions", json=BODY | options | {"tools": TOOLS})
     assert response.status_code == 200
     assert response.headers["content-type"].startswith("text/event-stream")
     lines = data_of(response.text)
@@ -109,7 +108,7 @@ def test_every_stream_is_a_sentence_of_the_grammar(server, case, include_usage):
 
 def test_a_call_without_arguments_has_an_empty_object(serve):
     server = serve(ScriptedProvider(lambda _: ScriptedTurn("", [ScriptedCall("f", "")])))
-    plain = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"stream": False, "tools": TOOLS}).json()
+    plain = HTTP.post(f"{server.url}/v1/chat/completions", json=BODY | {"stream": False, "tools": TOOLS}).json()
     assert plain["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
@@ -123,14 +122,14 @@ def test_a_call_without_arguments_has_an_empty_object(serve):
 )
 def test_finish_reason_is_tool_calls_exactly_with_a_complete_call(serve, reason, calls, told):
     server = serve(ScriptedProvider(lambda _: ScriptedTurn("a", calls, finish_reason=reason)))
-    plain = httpx.post(f"{server.url}/v1/chat/completions", json=BODY | {"stream": False, "tools": TOOLS}).json()
+    plain = HTTP.post(f"{server.url}/v1/chat/completions", json=BODY | {"stream": False, "tools": TOOLS}).json()
     assert plain["choices"][0]["finish_reason"] == told
     assert ("tool_calls" in plain["choices"][0]["message"]) == (told == "tool_calls")
 
 
 @pytest.mark.parametrize(("error", "status"), [(ProviderError("gone"), 502), (OverloadedError("full"), 503)])
 def test_a_failure_before_the_first_event_has_its_status(serve, error, status):
-    response = httpx.post(f"{serve(ScriptedProvider([error])).url}/v1/chat/completions", json=BODY)
+    response = HTTP.post(f"{serve(ScriptedProvider([error])).url}/v1/chat/completions", json=BODY)
     assert response.status_code == status
     assert response.json()["error"]["message"] == str(error)
     assert ("retry-after" in response.headers) == (status == 503)
@@ -140,7 +139,7 @@ def test_a_bug_in_the_provider_tells_nothing_of_itself(serve):
     def buggy(_):
         raise KeyError("secret detail")
 
-    response = httpx.post(f"{serve(ScriptedProvider(buggy)).url}/v1/chat/completions", json=BODY)
+    response = HTTP.post(f"{serve(ScriptedProvider(buggy)).url}/v1/chat/completions", json=BODY)
     assert response.status_code == 500
     assert response.json()["error"]["type"] == "internal_error" and "secret" not in response.text
 

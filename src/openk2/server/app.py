@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 
 from openk2 import __version__
 from openk2.chat.provider import ChatProvider
@@ -44,7 +43,6 @@ def create_app(provider: ChatProvider | ModelSlot, settings: ServerSettings | No
 
     app.include_router(build_openai_router(slot, settings, metrics))
     app.include_router(page.build_router())
-    app.mount("/static", StaticFiles(directory=page.STATIC_FOLDER), name="static")
     add_error_handlers(app)
     app.add_middleware(Guard, settings=settings)
     return app

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fastapi import APIRouter
+from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, Response
 
 from openk2.chat.builtin_tools import CALCULATE, CURRENT_TIME
@@ -37,12 +38,24 @@ SECURITY_HEADERS = {
 }
 
 
+_MEDIA_TYPES = {".js": "text/javascript", ".css": "text/css"}
+"""Stated, because the system's own table is wrong on some machines, and a module of the wrong type does not load."""
+
+
 def build_router() -> APIRouter:
     router = APIRouter()
+    names = frozenset(path.name for path in STATIC_FOLDER.iterdir() if path.suffix in _MEDIA_TYPES)
 
     @router.get("/")
     async def page() -> Response:
         return FileResponse(STATIC_FOLDER / "index.html", headers=SECURITY_HEADERS)
+
+    @router.get("/static/{name}")
+    async def static_file(name: str) -> Response:
+        path = STATIC_FOLDER / name
+        if name not in names:
+            raise HTTPException(404)
+        return FileResponse(path, headers=SECURITY_HEADERS, media_type=_MEDIA_TYPES[path.suffix])
 
     @router.get("/ui/tools.json")
     async def tools() -> Response:
