@@ -159,9 +159,7 @@ class _Run:
             if not all(self.answered.get(_key(call), ("", 0))[1] >= max_repeats for call in calls):
                 return None
             detail = f"{calls[0].name} was asked for again after {max_repeats} identical results"
-            self.messages += [
-                Message("tool", f"error: not run: {detail}", name=call.name, tool_call_id=call.id) for call in calls
-            ]
+            self.messages += [Message("tool", f"error: not run: {detail}", tool_call_id=call.id) for call in calls]
             return "repeated_calls", detail
         if completion.finish_reason == "length":
             return "length", "the answer was cut by the token limit"

@@ -61,4 +61,4 @@ async def run_calls(
 def result_messages(finished: Sequence[CallFinished]) -> list[Message]:
     """The `tool` messages of a turn, in the order of its calls, whichever ended first."""
     ordered = sorted(finished, key=lambda end: end.index)
-    return [Message("tool", end.result, name=end.call.name, tool_call_id=end.call.id) for end in ordered]
+    return [Message("tool", end.result, tool_call_id=end.call.id) for end in ordered]

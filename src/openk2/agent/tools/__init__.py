@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from openk2.agent.declare import Tool
-from openk2.agent.tools.calculate import calculate
+from openk2.agent.tools.arithmetic import calculate
 from openk2.agent.tools.clock import current_time
 from openk2.agent.tools.files import list_files, read_file, search_files
 from openk2.agent.tools.workspace import Workspace

@@ -73,7 +73,7 @@ def search_files(workspace: Workspace, pattern: str, lang: str = "") -> str:
                 if matches <= MAX_MATCHES:
                     shown.append(f"{workspace.relative(path)}:{number}: {_excerpt(line, pattern)}")
     if not matches:
-        kinds = f"{', '.join(sorted(wanted))} files" if wanted else "files"
+        kinds = f"{lang} files" if wanted else "files"
         return f"no matches for {pattern!r} in {searched} {kinds}"
     if matches > len(shown):
         shown.append(f"[{len(shown)} of {matches} matches shown]")
