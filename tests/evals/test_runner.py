@@ -145,10 +145,10 @@ def test_the_report_for_programs_and_for_people() -> None:
     whole = data["runs"][0]["figures"]["whole call"]
     assert (whole["right"], whole["n"], whole["share"]) == (3, 3, 1.0)
     assert whole["interval_95"] == pytest.approx([0.4385, 1.0], abs=1e-3)
-    console = Console(width=100)
+    console = Console(width=80)
     with console.capture() as captured:
-        console.print(report.table())
-    assert "100.0% (44%..100%) 3" in captured.get()
+        console.print(*report.tables())
+    assert "100.0% (44%..100%) n=3" in captured.get()
     assert "grammar off" in captured.get()
 
 

@@ -84,7 +84,7 @@ def command(
     else:
         from rich.console import Console
 
-        Console().print(report.table())
+        Console().print(*report.tables(), sep="\n")
 
 
 def _cases(case_set: CaseSet, n: int | None, seed: int) -> Sequence[Case]:

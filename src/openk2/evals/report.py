@@ -1,4 +1,4 @@
-"""What an evaluation found, for programs (JSON) and for people (a table)."""
+"""What an evaluation found, for programs (JSON) and for people (tables)."""
 
 from __future__ import annotations
 
@@ -59,13 +59,16 @@ class Report:
             ],
         }
 
-    def table(self) -> Table:
-        """Figures down, runs across."""
-        table = Table(title=f"Tool calls of {self.model}: share, 95% interval, number of cases", title_justify="left")
-        table.add_column("figure", no_wrap=True)
-        for set_name, grammar in self.runs:
-            table.add_column(f"{set_name}\ngrammar {'on' if grammar else 'off'}", justify="right", no_wrap=True)
-        columns = [self.figures(set_name, grammar=grammar) for set_name, grammar in self.runs]
+    def tables(self) -> list[Table]:
+        """One table for each set: figures down, grammar settings across; each fits 80 columns."""
+        return [self._table(set_name) for set_name in dict.fromkeys(set_name for set_name, _ in self.runs)]
+
+    def _table(self, set_name: str) -> Table:
+        settings = [grammar for name, grammar in self.runs if name == set_name]
+        columns = [self.figures(set_name, grammar=grammar) for grammar in settings]
+        table = Table("figure", title=f"{self.model} on {set_name}", title_justify="left")
+        for grammar in settings:
+            table.add_column(f"grammar {'on' if grammar else 'off'}", justify="right", no_wrap=True)
         for figure in FIGURES:
             if any(figure.name in column for column in columns):
                 table.add_row(figure.name, *(_cell(column.get(figure.name)) for column in columns))
@@ -81,4 +84,4 @@ def _cell(share: Share | None) -> str:
     if share is None or share.value is None or share.interval is None:
         return "-"
     low, high = share.interval
-    return f"{share.value:.1%} ({low:.0%}..{high:.0%}) {share.n}"
+    return f"{share.value:.1%} ({low:.0%}..{high:.0%}) n={share.n}"
