@@ -12,8 +12,9 @@ import pytest
 from openk2.chat.builtin_tools import BUILTIN_TOOLS
 from openk2.training.data import KINDS, NO_TOOL, Conversation, conversations, held_cases, texts_for_tokenizer
 from openk2.training.data.builtin import builtin_tools
+from openk2.training.data.chains import everyday_links
 from openk2.training.data.dice import Dice
-from openk2.training.data.frames import Frame, Tool, domain_frames
+from openk2.training.data.frames import Frame, Slot, Tool, domain_frames
 from openk2.training.data.lexicon import lexicon
 from openk2.training.data.requests import make_request
 from openk2.training.data.stream import rivals
@@ -52,7 +53,7 @@ def test_call_ids_count_over_the_conversation_and_keys_are_sorted(sample: list[C
 def test_every_call_has_one_result_or_ends_the_conversation(sample: list[Conversation]) -> None:
     for made in sample:
         for at, message in enumerate(made.messages):
-            if message.tool_calls:
+            if message.tool_calls and at < len(made.messages) - 1:
                 results = made.messages[at + 1 : at + 1 + len(message.tool_calls)]
                 assert [m.tool_call_id for m in results] == [c.id for c in message.tool_calls]
                 assert all(m.role == "tool" for m in results)
@@ -177,3 +178,17 @@ def test_texts_for_the_tokenizer_hold_schemas_requests_and_words() -> None:
     assert any(t.startswith("[{") and '"parameters"' in t for t in texts)
     assert any(t.startswith('{"') and '": "' in t for t in texts)
     assert any(t.startswith("functions.") for t in texts)
+
+
+def test_everyday_chains_link_fields_that_exist() -> None:
+    for link in everyday_links():
+        assert link.field in dict(link.first.results), link.joints[0]
+        kind = dict(link.first.results)[link.field]
+        made = Slot("x", ("x",), kind, (), ()).schema()["type"]
+        assert made == link.second.slot(link.slot).schema()["type"], link.joints[0]
+        mentioned = re.findall(r"\{([12])\.(\w+)\}", " ".join(link.joints))
+        for number, slot in mentioned:
+            assert (link.first if number == "1" else link.second).slot(slot)
+        for joint in link.joints:
+            required = {("1", s.name) for s in link.first.slots if s.required} | {("2", s.name) for s in link.second.slots if s.required and s.name != link.slot}
+            assert required <= set(re.findall(r"\{([12])\.(\w+)\}", joint)), joint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,8 @@ class Script:
     calls: int = 0
     last: Request | None = None
     """The latest single request, for follow-ups."""
+    ending: bool = False
+    """This is the last turn: it may end with the call, to teach more calls in as many tokens."""
 
     @property
     def rng(self) -> random.Random:
@@ -82,9 +84,13 @@ def invent_result(request: Request, script: Script) -> tuple[Any, str]:
     record = {name: values.draw(kind).value for name, kind in fields}
     if rng.random() < 0.5:
         record = dict(rng.sample(sorted(record.items()), len(record)))
+    return record, report(record)
+
+
+def report(record: Mapping[str, Any]) -> str:
+    """`The city is Oslo and the count is 3.`"""
     said = listed([f"the {name.replace('_', ' ')} is {show(value)}" for name, value in record.items()])
-    answer = said[0].upper() + said[1:] + "."
-    return record, answer
+    return said[0].upper() + said[1:] + "."
 
 
 def show(value: Any) -> str:
@@ -112,10 +118,10 @@ def single(script: Script) -> None:
     script.last = request
 
 
-def finish(script: Script, requests: Sequence[Request], answer: bool = True) -> None:
+def finish(script: Script, requests: Sequence[Request]) -> None:
     """The calls for `requests` in one turn, their results, and the sentence about them."""
     calls = script.call(*((r.tool.name, r.arguments_json) for r in requests))
-    if not answer:
+    if script.ending and script.rng.random() < 0.5:
         return
     said: list[str] = []
     for call, request in zip(calls, requests, strict=True):
@@ -130,9 +136,7 @@ def follow_up(script: Script) -> None:
     """A short second request that changes one value of the previous one."""
     last = script.last
     if last is None:
-        single(script)
-        last = script.last
-        assert last is not None
+        return single(script)
     rng = script.rng
     free = [s for s in last.tool.slots if s.name in last.values and s.kind != "bool" and not s.options]
     strings = [s for s in free if s.phrases or len(last.values) == 1]

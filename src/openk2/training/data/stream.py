@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from openk2.chat.messages import Message, ToolSpec
 from openk2.training.data.builtin import builtin_tools
-from openk2.training.data.chains import Link, chain, compose_link
+from openk2.training.data.chains import Link, chain, compose_link, everyday_links
 from openk2.training.data.composed import Seed, compose, custom_slot, draw_seed, near_seed
 from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Frame, Tool, domain_frames
@@ -75,7 +75,7 @@ class _Plan:
         tools: list[Tool] = []
         self.seeds: list[Seed] = []
         if kind == "chain":
-            link = compose_link(rng, lex)
+            link = rng.choice(everyday_links()) if lex.split == "train" and rng.random() < 0.3 else compose_link(rng, lex)
             first, second = Tool.spell(link.first, rng), Tool.spell(link.second, rng)
             if first.name != second.name:
                 self.link = (link, first, second)
@@ -149,7 +149,7 @@ def _write(kind: str, rng: random.Random, lex: Lexicon, stage: int, turns: int, 
     script = Script(plan.tools, Values(rng, lex), lex)
     if rng.random() < 0.2:
         script.messages.append(Message("system", rng.choice(_SYSTEM)))
-    kinds = [kind]
+    kinds = ["single", kind] if kind == "follow_up" else [kind]
     for _ in range(turns - 1):
         if stage == 0:
             kinds.append("single")
@@ -157,7 +157,8 @@ def _write(kind: str, rng: random.Random, lex: Lexicon, stage: int, turns: int, 
             kinds.append(rng.choice(("single", "single", "single", "follow_up", "no_fit")))
         else:
             kinds.append(rng.choice(_LATER) if plan.tools else rng.choice(("chat", "no_fit")))
-    for step in kinds:
+    for i, step in enumerate(kinds):
+        script.ending = i == len(kinds) - 1
         _turn(step, script, plan)
     return Conversation(kind, tuple(t.spec for t in plan.tools), tuple(script.messages))
 
@@ -184,7 +185,7 @@ def conversations(seed: int, split: Split = "train", stage: int = 3) -> Iterator
     kinds, weights = zip(*_STAGE_KINDS[stage].items(), strict=True)
     while True:
         kind = rng.choices(kinds, weights)[0]
-        turns = rng.choice(((1, 2, 3), (1, 2, 2, 3), (1, 2, 2, 3), (1, 2, 3, 3, 4))[stage])
+        turns = rng.choice(((2, 3, 4), (2, 3, 4), (1, 2, 3, 4), (2, 3, 3, 4, 5))[stage])
         yield _write(kind, rng, lex, stage, turns)
 
 
@@ -198,7 +199,7 @@ def held_cases(seed: int, n: int, kind: str = "single", stage: int = 3) -> Itera
     lex = lexicon("held")
     given = 0
     while given < n:
-        made = _write("single" if kind == "builtin" else kind, rng, lex, stage, 2 if kind == "follow_up" else 1, 1.0 if kind == "builtin" else 0.0)
+        made = _write("single" if kind == "builtin" else kind, rng, lex, stage, 1, 1.0 if kind == "builtin" else 0.0)
         for i, message in enumerate(made.messages):
             if message.role == "assistant" and given < n:
                 if kind in ("single", "builtin", "parallel_same", "parallel_different") and not message.tool_calls:

@@ -34,6 +34,7 @@ _UNITS = (
     "kelvin hours minutes seconds days acres hectares knots mph"
 ).split()
 _EXTENSIONS = "txt pdf md csv json docx xlsx png jpg py js html zip log yaml".split()
+_KNOWN_FILES = "README.md README.md LICENSE Makefile Dockerfile pyproject.toml setup.py main.py app.py requirements.txt index.html notes.txt package.json config.yaml utils.py .gitignore todo.txt CHANGELOG.md".split()
 _FOLDERS = "docs src data reports backup images home notes tmp public config archive assets tests music photos projects invoices".split()
 _DOMAINS = "example.com mail.org corp.net acme.io test.dev shop.com post.net uni.edu".split()
 _FOODS = (
@@ -209,6 +210,8 @@ class Values:
 
     def _file(self) -> str:
         r = self.rng
+        if r.random() < 0.12 and self.lex.mine(known := r.choice(_KNOWN_FILES)):
+            return known
         stem = r.choice((self._word(), self._slug(), self._word() + str(r.randint(1, 99))))
         return f"{stem}.{r.choice(_EXTENSIONS)}"
 
@@ -398,27 +401,43 @@ class Values:
         name, extension = self.rng.choice(_FILE_LANGUAGES)
         return Value(extension, name, verbatim=False)
 
-    def _pattern(self) -> str:
+    def _pattern(self) -> Value:
         r = self.rng
         n = r.random()
-        if n < 0.3:
-            return r.choice(("TODO", "FIXME", "TODO", "HACK", "XXX", "NOTE", "BUG", "DEPRECATED", "print", "import os", "async def", "password", "raise", "assert", "lambda"))
-        if n < 0.5:
-            return f"{self._word()}_{self._word()}"
-        if n < 0.6:
-            return camel_word(self._word()) + camel_word(self._word())
-        return self._word() if n < 0.9 else self._word().upper()
+        if n < 0.35:
+            text = r.choice(_MARKS)
+        elif n < 0.5:
+            text = f"{self._word()}_{self._word()}"
+        elif n < 0.6:
+            text = self._word().capitalize() + self._word().capitalize()
+        elif n < 0.66:
+            text = r.choice((f"def {self._word()}", f"import {self._word()}", f"class {self._word().capitalize()}", f"{self._word()}()"))
+        elif n < 0.8:
+            text = " ".join(r.choice(self.lex.common) for _ in range(r.choice((1, 2, 2, 3))))
+            return Value(text, r.choice((f'"{text}"', f"'{text}'")))
+        else:
+            text = self._word() if n < 0.95 else self._word().upper()
+        return Value(text, text if r.random() < 0.8 else r.choice((f'"{text}"', f"'{text}'", f"`{text}`")))
 
     def _expression(self) -> Value:
         return arithmetic(self.rng)
 
     def _mathcommand(self) -> Value:
+        """A sum told as a command."""
         r = self.rng
-        a, b = r.randint(1, 200), r.randint(2, 99)
-        sign, text = r.choice(
-            (("+", f"add {a} and {b}"), ("+", f"add {a} to {b}"), ("+", f"sum {a} and {b}"), ("*", f"multiply {a} by {b}"), ("*", f"multiply {a} and {b}"), ("/", f"divide {a} by {b}"), ("-", f"subtract {b} from {a}"), ("-", f"take {b} from {a}"))
-        )
-        return Value(f"{b} {sign} {a}" if text == f"add {a} to {b}" else f"{a} {sign} {b}", text, verbatim=False)
+        a, b = spoken_number(r), spoken_number(r)
+        said, sign = r.choice(_MATH_COMMANDS)
+        left, right = (b, a) if "from" in said else (a, b)
+        return Value(f"{left.value} {sign} {right.value}", said.replace("{a}", a.surface).replace("{b}", b.surface), verbatim=False)
+
+    def _mathnoun(self) -> Value:
+        """A sum told as a noun."""
+        r = self.rng
+        a, b = spoken_number(r), spoken_number(r)
+        said, form = r.choice(_MATH_NOUNS)
+        if "%" in said:
+            a = Value(a.value, str(a.value))
+        return Value(form.replace("{a}", str(a.value)).replace("{b}", str(b.value)), said.replace("{a}", a.surface).replace("{b}", b.surface), verbatim=False)
 
     def _total(self) -> str:
         return str(self.rng.choice((self.rng.randint(1, 5000), round(self.rng.uniform(0, 500), 2))))
@@ -463,41 +482,51 @@ def _enumerate(items: list[str], rng: random.Random) -> str:
 _SPOKEN = {n: word for word, n in _NUMBER_ITEMS}
 
 
-def camel_word(word: str) -> str:
-    return word.capitalize()
+def spoken_number(rng: random.Random) -> Value:
+    """A number of a sum, now and then as a word."""
+    n = rng.choice((rng.randint(1, 20), rng.randint(2, 100), rng.randint(10, 999), rng.randint(100, 9999)))
+    if n in _SPOKEN and rng.random() < 0.12:
+        return Value(n, _SPOKEN[n], verbatim=False)
+    if rng.random() < 0.1:
+        text = f"{rng.randint(0, 99)}.{rng.choice((rng.randint(1, 9), rng.randint(11, 99)))}"
+        return Value(text, text)
+    return Value(n, str(n))
 
 
 def arithmetic(rng: random.Random) -> Value:
-    """A sum as people say or type it, and as an expression."""
-
-    def number() -> str:
-        return rng.choice((str(rng.randint(1, 20)), str(rng.randint(2, 100)), str(rng.randint(10, 5000)), f"{rng.randint(0, 99)}.{rng.randint(1, 9)}"))
-
-    a, b, c = number(), number(), number()
-    sign, words = rng.choice(_OPERATIONS)
-    word = rng.choice(words)
+    """A sum as people say it (`12 plus 30`, which becomes `12 + 30`) or type it (which is copied)."""
+    a, b, c = spoken_number(rng), spoken_number(rng), spoken_number(rng)
+    (sign, words), (other, more) = rng.choice(_OPERATIONS), rng.choice(_OPERATIONS)
     style = rng.random()
-    if style < 0.5:
-        return Value(f"{a} {sign} {b}", f"{a} {word} {b}", verbatim=False)
-    if style < 0.65:
-        return Value(f"{a} {sign} {b}", f"{a}{sign}{b}" if rng.random() < 0.5 else f"{a} {sign} {b}", verbatim=False)
-    if style < 0.8:
-        other, more = rng.choice(_OPERATIONS)
-        return Value(f"{a} {sign} {b} {other} {c}", f"{a} {word} {b} {rng.choice(more)} {c}", verbatim=False)
-    if style < 0.9:
-        other = rng.choice("+-*/")
-        text = rng.choice((f"({a} {sign} {b}) {other} {c}", f"{a} {other} ({b} {sign} {c})"))
-        return Value(text, text)
-    percent = rng.choice((5, 10, 15, 20, 25, 30, 50, 75, rng.randint(1, 99)))
-    return Value(f"{a} * {percent} / 100", f"{percent}{rng.choice(('%', ' percent'))} of {a}", verbatim=False)
+    if style < 0.45:
+        return Value(f"{a.value} {sign} {b.value}", f"{a.surface} {rng.choice(words)} {b.surface}", verbatim=False)
+    if style < 0.6:
+        return Value(f"{a.value} {sign} {b.value} {other} {c.value}", f"{a.surface} {rng.choice(words)} {b.surface} {rng.choice(more)} {c.surface}", verbatim=False)
+    x, y, z = a.value, b.value, c.value
+    return _plain(
+        rng.choice(
+            (f"{x} {sign} {y}", f"{x} {sign} {y}", f"{x}{sign}{y}", f"{x} {sign} {y} {other} {z}", f"({x} {sign} {y}) {other} {z}", f"{x} {sign} ({y} {other} {z})", f"{x}{sign}({y}{other}{z})", f"{x}{sign}{y}{other}{z}", f"{x} ** {rng.randint(2, 4)}", f"sqrt({x})", f"{x} % {y}")  # fmt: skip
+        )
+    )
 
 
+_MATH_COMMANDS = (
+    ("add {a} and {b}", "+"), ("add {a} to {b}", "+"), ("sum {a} and {b}", "+"), ("sum up {a} and {b}", "+"), ("multiply {a} by {b}", "*"), ("multiply {a} with {b}", "*"),
+    ("multiply {a} and {b}", "*"), ("divide {a} by {b}", "/"), ("subtract {a} from {b}", "-"), ("take {a} away from {b}", "-"),
+)  # fmt: skip
+_MATH_NOUNS = (
+    ("the sum of {a} and {b}", "{a} + {b}"), ("the product of {a} and {b}", "{a} * {b}"), ("the difference between {a} and {b}", "{a} - {b}"), ("the quotient of {a} and {b}", "{a} / {b}"),
+    ("{a} squared", "{a} ** 2"), ("{a} cubed", "{a} ** 3"), ("{a} to the power of {b}", "{a} ** {b}"), ("the square root of {a}", "sqrt({a})"), ("half of {a}", "{a} / 2"),
+    ("twice {a}", "2 * {a}"), ("double {a}", "2 * {a}"), ("a third of {a}", "{a} / 3"), ("a quarter of {a}", "{a} / 4"), ("{a} modulo {b}", "{a} % {b}"),
+    ("{a} percent of {b}", "{a} / 100 * {b}"), ("{a}% of {b}", "{a} / 100 * {b}"), ("{a}% of {b}", "{a} / 100 * {b}"),
+)  # fmt: skip
 _OPERATIONS = (
-    ("+", ("plus", "plus", "+", "and")),
-    ("-", ("minus", "minus", "-", "take away", "less")),
-    ("*", ("times", "times", "multiplied by", "*", "x")),
-    ("/", ("divided by", "divided by", "over", "/")),
+    ("+", ("plus", "plus", "plus", "added to")),
+    ("-", ("minus", "minus", "minus", "take away")),
+    ("*", ("times", "times", "multiplied by", "x")),
+    ("/", ("divided by", "divided by", "over")),
 )
+_MARKS = "TODO TODO TODO FIXME FIXME HACK XXX NOTE BUG DEPRECATED WARNING TBD OPTIMIZE print password assert raise lambda async await return localhost debug import test main config error deprecated api_key".split()
 _FILE_LANGUAGES = (
     ("Python", "py"), ("Python", "py"), ("python", "py"), ("Python", "py"), ("JavaScript", "js"), ("TypeScript", "ts"), ("Rust", "rs"), ("Go", "go"), ("Java", "java"),
     ("C", "c"), ("C++", "cpp"), ("Markdown", "md"), ("JSON", "json"), ("YAML", "yaml"), ("HTML", "html"), ("CSS", "css"), ("Ruby", "rb"), ("text", "txt"), ("shell", "sh"),
