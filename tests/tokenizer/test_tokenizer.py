@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,7 @@ def reference_encode(ranks: dict[bytes, int], text: str) -> list[int]:
     for piece in SPLIT.findall(text):
         parts = [bytes([byte]) for byte in piece.encode()]
         while True:
-            pairs = [
-                (ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks
-            ]
+            pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
             if not pairs:
                 break
             _, i = min(pairs)
@@ -92,7 +91,7 @@ def reference_encode(ranks: dict[bytes, int], text: str) -> list[int]:
 
 MIXED = st.text(
     st.one_of(
-        st.sampled_from("the weather Paris'sSTre 12345 \n\r\t <|im_end>{}\":,你好世界éÜïँ한😀"),
+        st.sampled_from("the weather Paris'sSTre 123 \n\r\t <|im_end>{}\":,你好世界éÜँ한😀"),
         st.characters(codec="utf-8"),
     ),
     max_size=60,
@@ -123,7 +122,7 @@ def test_specials_follow_the_ranks(tokenizer: Tokenizer) -> None:
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.im_end_id) == (n, n + 1, n + 2)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=MIXED)
 def test_encode_is_byte_pair_encoding_of_the_split(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -131,7 +130,7 @@ def test_encode_is_byte_pair_encoding_of_the_split(tokenizer: Tokenizer, text: s
     assert tokenizer.decode(ids) == text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(texts=st.lists(st.one_of(MIXED, st.sampled_from(sorted(PUBLISHED_IDS))), max_size=5))
 def test_encode_never_gives_a_special(tokenizer: Tokenizer, texts: list[str]) -> None:
     assert not tokenizer.special_ids & set(tokenizer.encode("".join(texts)))
@@ -153,7 +152,7 @@ def test_windows_of_extreme_inputs() -> None:
     assert "".join(pieces) == long_text
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_incremental_detokenizer_equals_decode(tokenizer: Tokenizer, data: st.DataObject) -> None:
     ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=30))

@@ -344,5 +344,8 @@ def _clear_bit(words: Words, token_id: int) -> None:
 
 def _first_line(message: str) -> str:
     """The compiler's message without its position in a grammar that no caller ever saw."""
-    line = message.strip().split("\n", 1)[0]
-    return line.removeprefix("error: ").split("failed to compile JSON schema: ", 1)[-1]
+    lines = message.strip().split("\n")
+    line = lines[0].split("failed to compile JSON schema: ", 1)[-1].removeprefix("error: ")
+    if line.endswith(":"):  # a regex's error: the pattern, carets, and only then what is wrong
+        line += next((f" {later[7:]}" for later in lines[1:] if later.startswith("error: ")), "")
+    return line.rstrip(".")
