@@ -15,38 +15,53 @@ from openk2.errors import CheckpointError
 from openk2.models import K2Model
 from openk2.models.k2 import num_active_parameters, num_parameters
 
+runner = CliRunner()
 
-def inspect(*arguments: str) -> dict[str, Any]:
-    result = CliRunner().invoke(app, ["inspect", *arguments, "--json"], catch_exceptions=False)
+
+def inspect(model: str, exit_code: int = 0) -> dict[str, Any]:
+    result = runner.invoke(app, ["inspect", model, "--json"], catch_exceptions=False)
+    assert result.exit_code == exit_code, result.output
     report: dict[str, Any] = json.loads(result.output)
     return report
 
 
-@pytest.mark.parametrize("name", ["nano", "moonlight", "deepseek-v2-lite"])
-def test_a_preset_is_counted_from_its_tensors(name: str) -> None:
-    report = inspect(name)
-    assert report["parameters"] == sum(report["parts"].values()) == num_parameters(preset(name))
-    assert report["parameters_per_token"] == num_active_parameters(preset(name))
-    assert report["weight_bytes"] is None
-
-
-def test_a_checkpoint_is_read_from_its_headers(tmp_path: Path) -> None:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     model = K2Model(preset("nano"))
     for parameter in model.parameters():
         parameter.data.zero_()
     save_model(model, tmp_path / "model", dtype=torch.bfloat16)
-    report = inspect(str(tmp_path / "model"), "--tensors")
-    assert report["parameters"] == num_parameters(preset("nano"))
-    assert len(report["tensors"]) == report["num_tensors"] == sum(report["dtypes"].values())
-    assert report["tensors"]["model.embed_tokens.weight"] == {"shape": [2048, 128], "dtype": "BF16"}
-    assert report["weight_bytes"] > 2 * report["parameters"]
+    return tmp_path / "model"
 
 
-def test_the_table_names_every_part() -> None:
-    output = CliRunner().invoke(app, ["inspect", "nano", "--tensors"]).output
-    assert "2,205,536 in 345 tensors" in output and "lm_head.weight  [2048, 128]" in output
+@pytest.mark.parametrize("name", ["nano", "moonlight", "deepseek-v2-lite"])
+def test_a_preset(name: str) -> None:
+    report = inspect(name)
+    assert report["parameters_total"] == num_parameters(preset(name))
+    assert report["parameters_active"] == num_active_parameters(preset(name))
+    assert report["weight_files"] == 0 and report["problem"] is None
+
+
+def test_a_checkpoint(folder: Path) -> None:
+    report = inspect(str(folder))
+    assert report["parameters_total"] == num_parameters(preset("nano"))
+    assert report["tensors"] == sum(report["stored_dtypes"].values()) == inspect("nano")["tensors"]
+    assert report["weight_files"] == 1 and report["bytes"] > 2 * report["parameters_total"]
+    assert report["problem"] is None
+
+
+def test_weights_that_do_not_fit_the_config_are_a_problem(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    assert inspect(str(folder), exit_code=1)["problem"]
+
+
+def test_the_table(folder: Path) -> None:
+    output = runner.invoke(app, ["inspect", str(folder)]).output
+    assert "2,205,536" in output and "32 routed" in output
 
 
 def test_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
-        CliRunner().invoke(app, ["inspect", str(tmp_path / "none")], catch_exceptions=False)
+        runner.invoke(app, ["inspect", str(tmp_path / "none")], catch_exceptions=False)

@@ -11,9 +11,7 @@ from openk2.chat.messages import ToolSpec
 
 
 def _declare(name: str, description: str, properties: dict[str, Any], required: list[str]) -> ToolSpec:
-    return ToolSpec.function(
-        name, description, {"type": "object", "properties": properties, "required": required}
-    )
+    return ToolSpec.function(name, description, {"type": "object", "properties": properties, "required": required})
 
 
 def _string(description: str) -> dict[str, str]:
@@ -23,7 +21,10 @@ def _string(description: str) -> dict[str, str]:
 SEARCH_FILES = _declare(
     "search_files",
     "Search the files of the working folder for lines that contain a text.",
-    {"pattern": _string("Text to look for"), "lang": _string("File extension to search in, such as py; leave out for all")},
+    {
+        "pattern": _string("Text to look for"),
+        "lang": _string("File extension to search in, such as py; leave out for all"),
+    },
     ["pattern"],
 )
 READ_FILE = _declare(

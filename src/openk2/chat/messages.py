@@ -34,7 +34,9 @@ class ToolSpec:
 
     @classmethod
     def function(cls, name: str, description: str, parameters: Mapping[str, Any]) -> ToolSpec:
-        return cls({"type": "function", "function": {"name": name, "description": description, "parameters": parameters}})
+        return cls(
+            {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+        )
 
     @property
     def name(self) -> str:

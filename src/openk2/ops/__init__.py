@@ -1,7 +1,7 @@
 """One function per op, and the one place that chooses its version.
 
-`reference/` holds the definitions. Where a gradient is wanted, the versions with their own backward pass run; where none
-is, those whose rows do not depend on each other (`row_*`), and on a CPU the compiled ones (`cpu/`) where the extension
+`reference/` holds the definitions. Where a gradient is wanted, the versions with their own backward pass run; where
+none is, those whose rows do not depend on each other (`row_*`), and on a CPU the compiled ones (`cpu/`) where the extension
 is built.
 """
 
@@ -108,7 +108,9 @@ def route(
     )
 
 
-def moe_experts(x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+def moe_experts(
+    x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
     """See `reference.moe_experts`."""
     if x_TD.is_cpu and not _needs_grad(x_TD, topk_weights, gate_up_proj, down_proj):
         return row_experts.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)

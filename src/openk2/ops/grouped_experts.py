@@ -42,7 +42,9 @@ class _FromExpertOrder(torch.autograd.Function):
         return grads[0].index_select(0, source), None, None, None
 
 
-def moe_experts(x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+def moe_experts(
+    x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
     """As `reference.moe_experts`, in bfloat16 or float32, without reading device values on the host."""
     topk = topk_ids.shape[1]
     flat = topk_ids.flatten()

@@ -91,7 +91,7 @@ def _prompt(
     query_THD: Tensor, keys: Tensor, kv_b_proj: Tensor, first: int, C: int, V: int, softmax_scale: float
 ) -> Tensor:
     """Expanded attention of the tokens at positions `first` and on: (T, H, V)."""
-    T, H, D = query_THD.shape
+    T, H, _ = query_THD.shape
     L = keys.shape[0]
     kv = row_tiles.linear(keys[:, :C], kv_b_proj).view(L, H, -1)
     k_pe = keys[:, None, C:].expand(-1, H, -1)

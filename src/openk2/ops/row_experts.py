@@ -13,7 +13,9 @@ from openk2.ops import row_tiles
 from openk2.ops.row_pointwise import silu_mul
 
 
-def moe_experts(x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+def moe_experts(
+    x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
     """As `reference.moe_experts`. Pairs of weight 0, past a token's budget, are not computed."""
     T, K = topk_ids.shape
     E = gate_up_proj.shape[0]

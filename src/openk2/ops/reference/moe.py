@@ -55,7 +55,9 @@ def route(
     return topk_ids, weights
 
 
-def moe_experts(x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+def moe_experts(
+    x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+) -> Tensor:
     """Weighted sum of the chosen experts' SwiGLU: (T, D).
 
     gate_up_proj: (E, 2F, D), gate rows first; down_proj: (E, D, F). Every expert sees every token here, which is the
