@@ -31,7 +31,7 @@ def tile_rows(weight: Tensor) -> tuple[int, ...]:
         return GPU_ROWS
     shape = (*weight.shape, weight.dtype, torch.get_num_threads())
     if shape not in _PROVEN:
-        _PROVEN[shape] = _prove(*weight.shape, weight.dtype)
+        _PROVEN[shape] = _prove(weight.shape[0], weight.shape[1], weight.dtype)
     return _PROVEN[shape]
 
 
