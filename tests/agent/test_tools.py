@@ -214,9 +214,10 @@ def test_calculate_refuses(expression: str, reason: str) -> None:
 
 
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod}
-Tree = int | tuple[str, "Tree", "Tree"]
 TREES: st.SearchStrategy[Any] = st.recursive(
-    st.integers(-(10**6), 10**6), lambda inner: st.tuples(st.sampled_from(sorted(OPERATORS)), inner, inner), max_leaves=8
+    st.integers(-(10**6), 10**6),
+    lambda inner: st.tuples(st.sampled_from(sorted(OPERATORS)), inner, inner),
+    max_leaves=8,
 )
 
 

@@ -187,9 +187,8 @@ def api_root(url: str) -> str:
 
     Raises RequestError for what is no HTTP address.
     """
-    root = url.strip().rstrip("/").removesuffix("/chat/completions")
-    if "://" not in root:
-        root = f"http://{root}"
+    root = url.strip() if "://" in url else f"http://{url.strip()}"
+    root = root.rstrip("/").removesuffix("/chat/completions")
     try:
         parts = urlsplit(root)
         valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -205,7 +204,7 @@ async def _payloads(response: httpx2.Response) -> AsyncIterator[str]:
     if "json" in response.headers.get("content-type", ""):  # a whole completion in place of a stream
         yield (await response.aread()).decode("utf-8", errors="replace")
         return
-    async for data in event_data(response.aiter_lines()):
+    async for data in event_data(response.aiter_bytes()):
         yield data
 
 
