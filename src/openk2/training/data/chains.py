@@ -119,7 +119,7 @@ def chain(script: Script, link: Link, first: Tool, second: Tool) -> None:
 
 
 def _lookup_words(link: Link, one: Request, rng: random.Random) -> str:
-    phrase = " ".join(add_phrase(rng.choice(one.tool.frame.slot(s).phrases), v.surface) for s, v in one.values.items())
+    phrase = " ".join(add_phrase(rng.choice(one.tool.frame.slot(s).phrases), v.surface, rng) for s, v in one.values.items())
     return f"{expand(link.first.asks[0].text, rng)} {phrase}"
 
 
@@ -128,7 +128,7 @@ def _composed_words(script: Script, link: Link, first: Tool, second: Tool, joint
     one = make_request(first, values, plain=True, optional=0.0)
     two = make_request(second, values, plain=True, optional=0.1, omit=link.slot)
     words = _lookup_words(link, one, rng)
-    phrase = " ".join(add_phrase(rng.choice(first.frame.slot(s).phrases), v.surface) for s, v in one.values.items())
+    phrase = " ".join(add_phrase(rng.choice(first.frame.slot(s).phrases), v.surface, rng) for s, v in one.values.items())
     more = two.text[len(link.second.asks[0].text) :]
     text = joint.replace("{first}", words).replace("{with}", phrase).replace("{more}", more)
     return one, two, " ".join(text.split()).replace(" ,", ",")

@@ -10,7 +10,7 @@ from openk2.training.data.frames import Ask, Frame, Slot
 from openk2.training.data.lexicon import Lexicon, Split, Synset, hand_written_words, hash_says_held, read_words
 
 _CUSTOM_KINDS = (
-    "word", "word", "name", "name", "code", "int", "int", "number", "bool", "enum", "quoted", "title", "slug", "date", "email", "person", "path", "words", "ints", "id", "city", "small", "percent", "topic",
+    "word", "word", "name", "name", "code", "int", "int", "number", "bool", "enum", "quoted", "title", "slug", "date", "email", "person", "path", "words", "ints", "id", "city", "small", "percent", "topic", "digits",
 )  # fmt: skip
 _NAMED = (
     "with {k} {v}", "with {k} {v}", "{k} {v}", "with the {k} {v}", "with {k} set to {v}", "with {v} as the {k}", "where the {k} is {v}", ", {k}: {v}", ", {k} = {v}", "using {k} {v}",
@@ -148,9 +148,10 @@ def custom_slot(rng: random.Random, lex: Lexicon, taken: set[str], required: boo
         key, described = lex.nonce(rng), True
         while rng.random() < 0.3:
             short = f"{rng.choice('abcdefghknpqrstvwxyz')}{rng.randint(1, 9)}"
-            if lex.mine(short):
+            if lex.mine(short) and short not in taken:
                 key = short
                 break
+        taken.add(key)
         descriptions = (f"The {words}", words.capitalize())
     if kind == "bool":
         positive = tuple(p.replace("{k}", words) for p in ("with {k}", "with {k} on", ", {k} on", ", enable {k}", ", turn {k} on", ", {k} enabled"))

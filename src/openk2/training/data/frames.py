@@ -6,6 +6,7 @@ A frame is either hand-written (`domains/*.txt`, everyday language) or composed 
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 from openk2.chat.messages import ToolSpec
 from openk2.training.data.lexicon import read_domains
+from openk2.training.data.values import Values
 
 _ARRAYS = {"names": "string", "words": "string", "products": "string", "emails": "string", "ints": "integer"}
 _NUMBERS = ("number", "money")
@@ -106,8 +108,14 @@ class Tool:
         return [s for s in self.frame.slots if s.name in self.keys]
 
     @classmethod
-    def spell(cls, frame: Frame, rng: random.Random, affix: str = "") -> Tool:
-        """One declaration of `frame`. `affix`: a word to put before the name now and then."""
+    def spell(cls, frame: Frame, rng: random.Random, affix: str = "", examples: Values | None = None) -> Tool:
+        """One declaration of `frame`.
+
+        `affix`: a word to put before the name. `examples`: where to draw values that a description now and then gives as
+        an example, which the model must not take for the value asked for.
+        """
+        if frame.domain != "chain" and any(s.kind == "id" for s in frame.slots) and rng.random() < 0.35:
+            frame = replace(frame, slots=tuple(replace(s, kind="digits") if s.kind == "id" else s for s in frame.slots))
         camel = rng.random() < 0.2
         name = rng.choice(frame.names)
         if affix:
@@ -125,6 +133,9 @@ class Tool:
             schema = slot.schema()
             if described or slot.keep_description:
                 schema["description"] = rng.choice(slot.descriptions)
+                if examples and "type" in schema and not slot.options and slot.kind != "bool" and rng.random() < 0.07:
+                    example = json.dumps(examples.draw(slot.kind).value, ensure_ascii=False).strip('"').replace("\\", "")
+                    schema["description"] += rng.choice((", e.g. ", ", for example ", " such as ", ", like ")) + example
             if slot.default is not None and rng.random() < 0.5:
                 schema["default"] = slot.default
             properties[key] = schema
@@ -135,9 +146,15 @@ class Tool:
         if rng.random() < 0.06:
             parameters["additionalProperties"] = False
         description = rng.choice(frame.descriptions)
-        if rng.random() < 0.25:
+        dressing = rng.random()
+        if dressing < 0.25:
             description = description.rstrip(".")
+        elif dressing < 0.31:
+            description = rng.choice(_DRESSINGS).replace("{}", description.rstrip(".")[:1].lower() + description.rstrip(".")[1:])
         return cls(frame, ToolSpec.function(camel_case(name) if camel else name, description, parameters), keys)
+
+
+_DRESSINGS = ("Use this to {}.", "Use it when the user wants to {}.", "Tool to {}.", "Call this to {}.", "Function: {}.", "API: {}.", "Lets you {}.")
 
 
 def camel_case(name: str) -> str:

@@ -21,6 +21,11 @@ _BEFORE = (
     "hello, can you {}", "I have to {}", "will you {}", "just {}", "you should {}", "kindly {}", "try to {}",
 )  # fmt: skip
 _QUESTIONS = ("can ", "could ", "would ", "will ", "what", "which", "how", "where", "when", "who", "is ", "are ", "do ", "does ", "did ", "any ", "have ", "should ", "may ", "hello, can")
+_ASIDES = (
+    "Sorry to bother you.", "It's urgent.", "I'm in a hurry.", "My boss is waiting.", "I don't have much time.", "It's for a friend.", "I hope you can help.", "We talked about it yesterday.",
+    "I tried it myself but failed.", "No rush.", "This is important.", "I have a question.", "I'm new here.", "Good morning.", "It's me again.", "You know what I mean.", "I promised it.",
+    "I almost forgot.", "My colleague asked me.", "It should not take long.", "Let me know when it's done.", "I'm on the road.", "Nobody else can do it.",
+)  # fmt: skip
 _AFTER = (" please", ", please", " for me", " now", ", thanks", " right away", " asap", " if you can", " thanks", " quickly")
 
 
@@ -59,8 +64,9 @@ def expand(text: str, rng: random.Random) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def add_phrase(phrase: str, surface: str) -> str:
+def add_phrase(phrase: str, surface: str, rng: random.Random) -> str:
     """`on {}` and `Friday` -> `on Friday`; but `on {}` and `tomorrow` -> `tomorrow`."""
+    phrase = expand(phrase, rng)
     if phrase == "on {}" and surface.startswith(_RELATIVE_DAYS):
         return surface
     return phrase.replace("{}", surface)
@@ -74,15 +80,17 @@ def draw_value(slot: Slot, values: Values) -> tuple[Value, str]:
     rng = values.rng
     if slot.kind == "bool":
         true = rng.random() < 0.6 or not slot.negative
-        phrase = rng.choice(slot.phrases if true else slot.negative)
+        phrase = expand(rng.choice(slot.phrases if true else slot.negative), rng)
         return Value(true, phrase, verbatim=False), phrase
     if slot.options:
         option = rng.choice(slot.options)
         surface = option.replace("_", " ")
+        if rng.random() < 0.08:
+            surface = surface.capitalize()
         value = Value(option, surface, verbatim=False)
     else:
         value = values.draw(slot.kind)
-    return value, add_phrase(rng.choice(slot.phrases), value.surface) if slot.phrases else ""
+    return value, add_phrase(rng.choice(slot.phrases), value.surface, rng) if slot.phrases else ""
 
 
 def make_request(
@@ -126,14 +134,14 @@ def make_request(
         if name not in given:
             given[name] = fixed.get(name) or (values.draw(kind) if kind else draw_value(slots[name], values)[0])
             surfaces[name] = given[name].surface
-    text = _SLOT.sub(lambda m: add_phrase(f"{m.group(1) or ''}{{}}", surfaces.get(m.group(2), "")), text)
+    text = _SLOT.sub(lambda m: add_phrase(f"{m.group(1) or ''}{{}}", surfaces.get(m.group(2), ""), rng), text)
     extra: list[str] = []
     for slot in slots.values():
         if slot.name in given or slot.name == omit:
             continue
         if slot.name in fixed:
             given[slot.name] = fixed[slot.name]
-            extra.append(add_phrase(rng.choice(slot.phrases), fixed[slot.name].surface))
+            extra.append(add_phrase(rng.choice(slot.phrases), fixed[slot.name].surface, rng))
         elif slot.required or (slot.phrases and rng.random() < optional):
             value, phrase = draw_value(slot, values)
             given[slot.name] = value
@@ -141,8 +149,11 @@ def make_request(
     rng.shuffle(extra)
     for phrase in extra:
         joint = "" if phrase.startswith((",", ":")) else " "
-        text += joint + expand(phrase, rng)
+        text += joint + phrase
     text = re.sub(r"\s+", " ", text).strip().replace(" ,", ",").replace(" ?", "?")
+    for slot in slots.values():
+        if slot.kind == "money" and slot.name in given and rng.random() < 0.35:
+            text = text.replace(f"{given[slot.name].surface} dollars", f"${given[slot.name].surface}")
     return Request(text if plain else polish(text, ask.imperative, rng, value_first), tool, given, value_first)
 
 
@@ -181,6 +192,8 @@ def polish(text: str, imperative: bool, rng: random.Random, value_first: bool = 
         text = text[:1].upper() + text[1:]
     if text.endswith(("?", ".", "!")):
         return text
+    if rng.random() < 0.05:
+        return rng.choice((f"{rng.choice(_ASIDES)} {text}", f"{text}. {rng.choice(_ASIDES)}"))
     if text.lower().startswith(_QUESTIONS):
         return text + ("?" if rng.random() < 0.7 else "")
     return text + ("." if rng.random() < 0.4 else "")

@@ -11,7 +11,7 @@ from openk2.chat.messages import Message, ToolCall, ToolSpec
 from openk2.training.data.builtin import builtin_result
 from openk2.training.data.frames import Slot, Tool
 from openk2.training.data.lexicon import Lexicon
-from openk2.training.data.requests import Request, add_phrase, dump, expand, make_request, polish, spaced
+from openk2.training.data.requests import Request, add_phrase, dump, make_request, polish, spaced
 from openk2.training.data.values import Value, Values
 
 NO_TOOL = "Sorry, I have no tool for that."
@@ -145,11 +145,11 @@ def follow_up(script: Script) -> None:
     slot = rng.choice(strings)
     others = [s for s in last.tool.slots if s.name in last.values and s is not slot]
     value = script.values.draw(slot.kind)
-    words = add_phrase(rng.choice(slot.phrases), value.surface).lstrip(",: ") if slot.phrases else value.surface
+    words = add_phrase(rng.choice(slot.phrases), value.surface, rng).lstrip(",: ") if slot.phrases else value.surface
     if not others and rng.random() < 0.6:
         words = value.surface
     text = rng.choice(("and {}", "what about {}", "how about {}", "now {}", "the same {}", "and now {}", "same again {}", "also {}", "{} too", "and {} please", "then {}", "do it again {}"))
-    request = Request(polish(text.replace("{}", expand(words, rng)), False, rng, text.startswith("{")), last.tool, {**last.values, slot.name: value})
+    request = Request(polish(text.replace("{}", words), False, rng, text.startswith("{")), last.tool, {**last.values, slot.name: value})
     script.user(request.text)
     finish(script, [request])
     script.last = request

@@ -70,7 +70,7 @@ class _Plan:
     """The tools of one conversation and how to speak beside them."""
 
     def __init__(self, rng: random.Random, lex: Lexicon, number: int, kind: str, builtin: float, composed: float):
-        self.rng, self.lex = rng, lex
+        self.rng, self.lex, self.values = rng, lex, Values(rng, lex)
         self.link: tuple[Link, Tool, Tool] | None = None
         tools: list[Tool] = []
         self.seeds: list[Seed] = []
@@ -114,7 +114,7 @@ class _Plan:
                     continue
                 self.seeds.append(seed)
                 frame = compose(seed, rng, lex)
-            tool = Tool.spell(frame, rng, lex.nonce(rng) if rng.random() < 0.04 else "")
+            tool = Tool.spell(frame, rng, lex.nonce(rng) if rng.random() < 0.04 else "", self.values)
             if tool.name not in names:
                 names.add(tool.name)
                 tools.append(tool)
@@ -122,7 +122,7 @@ class _Plan:
     def elsewhere(self) -> str:
         """A request that none of the tools can do."""
         rng, lex = self.rng, self.lex
-        values = Values(rng, lex)
+        values = self.values
         if lex.split == "train" and rng.random() < 0.6:
             declared = {t.frame.names[0] for t in self.tools}
             near = [f for t in self.tools for f in frames_by_domain().get(t.frame.domain, ())]
@@ -146,7 +146,7 @@ def _write(kind: str, rng: random.Random, lex: Lexicon, stage: int, turns: int, 
     else:
         number = rng.choice(_STAGE_TOOLS[stage])
     plan = _Plan(rng, lex, number, kind, (_STAGE_BUILTIN[stage] if number and builtin is None else builtin or 0.0) if number else 0.0, 0.5)
-    script = Script(plan.tools, Values(rng, lex), lex)
+    script = Script(plan.tools, plan.values, lex)
     if rng.random() < 0.2:
         script.messages.append(Message("system", rng.choice(_SYSTEM)))
     kinds = ["single", kind] if kind == "follow_up" else [kind]

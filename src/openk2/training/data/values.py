@@ -127,6 +127,10 @@ class Values:
     def _id(self) -> Value:
         return Value(n := int(self._until_mine(lambda: str(self.rng.randint(10, 99999)))), str(n))
 
+    def _digits(self) -> str:
+        """A number that is a name: an order, a postal code."""
+        return self._until_mine(lambda: str(self.rng.randint(100, 99999)))
+
     def _number(self) -> Value:
         r = self.rng
         if r.random() < 0.35:
@@ -168,7 +172,8 @@ class Values:
         return f"{self._word()}{self.rng.choice(('-', '_', '-'))}{self._word()}"
 
     def _first(self) -> str:
-        return self.lex.nonce(self.rng).capitalize() if self.rng.random() < 0.25 else self.rng.choice(self.lex.people)
+        name = self.lex.nonce(self.rng).capitalize() if self.rng.random() < 0.25 else self.rng.choice(self.lex.people)
+        return name.lower() if self.rng.random() < 0.05 else name
 
     def _person(self) -> str:
         r = self.rng
@@ -178,7 +183,8 @@ class Values:
         return f"{self._first()} {last}"
 
     def _city(self) -> str:
-        return self.lex.nonce(self.rng).capitalize() if self.rng.random() < 0.25 else self.rng.choice(self.lex.cities)
+        name = self.lex.nonce(self.rng).capitalize() if self.rng.random() < 0.25 else self.rng.choice(self.lex.cities)
+        return name.lower() if self.rng.random() < 0.06 else name
 
     def _place(self) -> str:
         r = self.rng.random()
