@@ -1,0 +1,218 @@
+"""Continuous batching: requests come and go between steps; each step computes what the scheduler picked."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+import torch
+
+from openk2.config import ModelConfig
+from openk2.engine.block_manager import BlockManager
+from openk2.engine.kv_cache import LatentCache, default_num_blocks
+from openk2.engine.model_runner import ModelRunner
+from openk2.engine.request import EngineRequest, FinishReason, RequestState, StepOutput
+from openk2.engine.sampler import Failure, sample
+from openk2.engine.scheduler import Scheduler
+from openk2.errors import ConfigError, ContextLengthError, RequestError
+from openk2.models import K2Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Sizes of the engine. None: from the model and the memory there is."""
+
+    block_size: int = 16
+    """Tokens of a cache block, the unit of sharing prefixes."""
+    num_blocks: int | None = None
+    """Cache blocks, one of which stays unused. None: every sequence at full length, within 1 GiB."""
+    max_num_batched_tokens: int = 512
+    """Tokens of one step; a longer prompt goes through in chunks."""
+    max_num_seqs: int = 16
+    """Requests that run at once; the others wait."""
+    max_model_len: int | None = None
+    """Prompt plus answer, in tokens. None: the model's window."""
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        for name, least in {
+            "block_size": 1,
+            "num_blocks": 2,
+            "max_num_batched_tokens": 1,
+            "max_num_seqs": 1,
+            "max_model_len": 2,
+        }.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name} must be at least {least}, not {value}", param=name)
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """The engine's state, and what it has done since its start."""
+
+    running: int
+    waiting: int
+    free_blocks: int
+    """Blocks that a request can get now; cached ones that nobody holds are among them."""
+    cached_blocks: int
+    """Blocks in the prefix cache, held or not."""
+    prompt_tokens: int
+    """Prompt tokens of the requests that were admitted."""
+    cached_tokens: int
+    """Those of them that the prefix cache held."""
+    generated_tokens: int
+    preemptions: int
+
+
+class Engine:
+    """Token ids in, token ids out, over one model.
+
+    Not thread-safe: one thread adds requests, steps and aborts. A request's answer depends on that request alone, never
+    on when or with whom it ran.
+    """
+
+    def __init__(self, model: K2Model, config: EngineConfig | None = None) -> None:
+        """Allocate the cache for `model`, on its device and in its dtype.
+
+        Raises ConfigError when `max_model_len` exceeds the model's window, or for a cache that memory cannot hold.
+        """
+        self.config = config = config or EngineConfig()
+        self.model_config: ModelConfig = model.config
+        window = model.config.max_position_embeddings
+        if config.max_model_len is not None and config.max_model_len > window:
+            raise ConfigError(
+                f"max_model_len {config.max_model_len} exceeds the model's window of {window} tokens",
+                param="max_model_len",
+            )
+        weight = model.model.embed_tokens.weight
+        num_blocks = config.num_blocks or default_num_blocks(
+            model.config,
+            block_size=config.block_size,
+            max_model_len=config.max_model_len or window,
+            max_num_seqs=config.max_num_seqs,
+            dtype=weight.dtype,
+        )
+        self.blocks = BlockManager(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
+        self.max_model_len = min(config.max_model_len or window, self.blocks.capacity)
+        """Most tokens of a request, prompt and answer: the window, or the cache where that is smaller."""
+        cache = LatentCache(model.config, num_blocks, config.block_size, device=weight.device, dtype=weight.dtype)
+        self.runner = ModelRunner(model, cache, config.block_size)
+        self.scheduler = Scheduler(
+            self.blocks,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+            max_num_seqs=config.max_num_seqs,
+        )
+        self._requests: dict[str, RequestState] = {}
+        self._generated_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._requests)
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            free_blocks=self.blocks.num_available,
+            cached_blocks=self.blocks.num_cached,
+            prompt_tokens=self.scheduler.num_prompt_tokens,
+            cached_tokens=self.scheduler.num_cached_tokens,
+            generated_tokens=self._generated_tokens,
+            preemptions=self.scheduler.num_preemptions,
+        )
+
+    def add_request(self, request: EngineRequest) -> None:
+        """Queue a request.
+
+        Raises ContextLengthError for a prompt that leaves no room for an answer, RequestError for an empty prompt, ids
+        outside the vocabulary, an expert budget above the model's, or a request id that is in use.
+        """
+        prompt, sampling = list(request.prompt_token_ids), request.sampling
+        if request.request_id in self._requests:
+            raise RequestError(f"request id {request.request_id!r} is in use", param="request_id")
+        if not prompt:
+            raise RequestError("the prompt is empty", param="prompt")
+        if len(prompt) >= self.max_model_len:
+            raise ContextLengthError(prompt_tokens=len(prompt), max_model_len=self.max_model_len)
+        vocab_size = self.model_config.vocab_size
+        strangers = [token for token in prompt if not 0 <= token < vocab_size]
+        if strangers:
+            raise RequestError(f"token id {strangers[0]} is outside the vocabulary of {vocab_size}", param="prompt")
+        if sampling.topk is not None and sampling.topk > self.model_config.num_experts_per_tok:
+            raise RequestError(
+                f"topk must be at most {self.model_config.num_experts_per_tok}, the experts per token of this model, "
+                f"not {sampling.topk}",
+                param="topk",
+            )
+        longest = self.max_model_len - len(prompt)
+        state = RequestState(
+            request_id=request.request_id,
+            token_ids=prompt,
+            num_prompt_tokens=len(prompt),
+            max_total_tokens=len(prompt) + min(sampling.max_tokens or longest, longest),
+            sampling=sampling,
+            seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
+            stop_token_ids=frozenset() if sampling.ignore_eos else request.stop_token_ids,
+            constraint=request.constraint,
+        )
+        self._requests[state.request_id] = state
+        self.scheduler.waiting.append(state)
+
+    def abort(self, request_id: str) -> None:
+        """Drop a request and free its blocks at once; unknown or finished ones are no error."""
+        state = self._requests.pop(request_id, None)
+        if state is not None:
+            self.scheduler.finish(state)
+
+    def step(self) -> list[StepOutput]:
+        """One forward pass; an output for each request that got tokens or ended. Does nothing without work."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            return []
+        logits = self.runner.run(chunks)
+        for chunk in chunks:
+            self.scheduler.computed(chunk)
+        samplers = [chunk.request for chunk in chunks if chunk.samples]
+        with torch.inference_mode():
+            tokens = sample(logits, samplers) if samplers else []
+        return [self._advance(state, token) for state, token in zip(samplers, tokens, strict=True)]
+
+    def _advance(self, state: RequestState, sampled: int | Failure) -> StepOutput:
+        """Append the sampled token and those that the grammar forces after it; end the request where they say so."""
+        before = len(state.token_ids)
+        finish_reason: FinishReason | None = None
+        error: str | None = None
+        if isinstance(sampled, Failure):
+            finish_reason, error = "error", sampled.reason
+        else:
+            try:
+                finish_reason = self._append(state, sampled)
+            except Exception as fault:  # a grammar's fault ends its own request, not the others'
+                finish_reason, error = "error", f"the request's grammar failed: {fault}"
+        new = [] if error else state.token_ids[before:]
+        self._generated_tokens += len(new)
+        if finish_reason is not None:
+            self.abort(state.request_id)
+        return StepOutput(state.request_id, new, finish_reason, state.cached_tokens or 0, error)
+
+    @staticmethod
+    def _append(state: RequestState, sampled: int) -> FinishReason | None:
+        """Forced tokens go before a sampled one, which is dropped, and after it.
+
+        All get computed as one chunk; each ends the answer where it would have, sampled alone.
+        """
+        constraint = state.constraint
+        pending = constraint.forced_tokens() if constraint is not None and not state.num_answer_tokens else []
+        pending = pending or [sampled]
+        while pending:
+            for token in pending:
+                state.token_ids.append(token)
+                if constraint is not None:
+                    constraint.accept(token)
+                if token in state.stop_token_ids:
+                    return "stop"
+                if len(state.token_ids) >= state.max_total_tokens:
+                    return "length"
+            pending = constraint.forced_tokens() if constraint is not None else []
+        return None

@@ -1,0 +1,76 @@
+"""A request on its way through the engine: what was asked, and how far it has come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openk2.config import SamplingParams
+from openk2.engine.constraint import TokenConstraint
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What `Engine.add_request` takes."""
+
+    request_id: str
+    prompt_token_ids: Sequence[int]
+    sampling: SamplingParams
+    """Resolved: what is None here is off (top_k, top_p, min_p, topk), the window (max_tokens) or drawn (seed)."""
+    stop_token_ids: frozenset[int] = frozenset()
+    """Tokens that end the answer, the last of its tokens; unheeded with `ignore_eos`."""
+    constraint: TokenConstraint | None = None
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one step did for one request. No output comes after one with a `finish_reason`."""
+
+    request_id: str
+    token_ids: list[int]
+    """New tokens of the answer, among them the stop token that ended it; empty when the request failed."""
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0
+    """Tokens of the prompt that the prefix cache held."""
+    error: str | None = None
+    """One line, with `finish_reason` error."""
+
+
+@dataclass(eq=False)
+class RequestState:
+    """A request that the engine works on. Its tokens are the prompt, then the answer."""
+
+    request_id: str
+    token_ids: list[int]
+    num_prompt_tokens: int
+    max_total_tokens: int
+    """Length at which the answer ends, prompt included."""
+    sampling: SamplingParams
+    seed: int
+    stop_token_ids: frozenset[int]
+    constraint: TokenConstraint | None
+    blocks: list[int] = field(default_factory=list)
+    """Cache blocks, in the order of the tokens they hold."""
+    num_computed: int = 0
+    """Leading tokens whose latents are in the cache."""
+    num_chained: int = 0
+    """Leading blocks that are in the prefix cache, under the node `chain`."""
+    chain: int = 0
+    cached_tokens: int | None = None
+    """Prompt tokens found in the prefix cache when the request was first admitted; None before."""
+
+    @property
+    def num_remaining(self) -> int:
+        """Tokens still to compute before the next one can be sampled."""
+        return len(self.token_ids) - self.num_computed
+
+    @property
+    def is_prefilling(self) -> bool:
+        return self.num_computed < self.num_prompt_tokens
+
+    @property
+    def num_answer_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
