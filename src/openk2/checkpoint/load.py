@@ -38,7 +38,7 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", dtype:
     checkpoint = Checkpoint.open(folder)
     with torch.device("meta"):
         model = K2Model(config)
-    _check(checkpoint, model, config)
+    check_tensors(checkpoint, model)
     model = model.to(dtype or _stored_dtype(checkpoint)).to_empty(device=device)
     targets: dict[str, Tensor] = dict(model.checkpoint_tensors())
     for path, tensors in checkpoint.shards.items():
@@ -57,14 +57,17 @@ def _is_skipped(name: str, config: ModelConfig) -> bool:
     return layer is not None and int(layer[1]) >= config.num_hidden_layers
 
 
-def _check(checkpoint: Checkpoint, model: K2Model, config: ModelConfig) -> None:
-    """That the files hold exactly the model's tensors, before any memory is allocated."""
+def check_tensors(checkpoint: Checkpoint, model: K2Model) -> None:
+    """Raise CheckpointError unless the files hold exactly `model`'s tensors, plus those that are skipped.
+
+    `model` may be on the meta device: no weight is read.
+    """
     expected = {name: tuple(tensor.shape) for name, tensor in model.checkpoint_tensors()}
     unexpected = []
     for path, name, stored in checkpoint.tensors():
         shape = expected.pop(name, None)
         if shape is None:
-            if not _is_skipped(name, config):
+            if not _is_skipped(name, model.config):
                 unexpected.append((path, name))
         elif stored.shape != shape:
             raise CheckpointError(

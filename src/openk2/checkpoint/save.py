@@ -92,6 +92,7 @@ def _write_weights(model: K2Model, folder: Path, dtype: torch.dtype | None, max_
             values[name] = tensor.to("cpu", stored_dtype(name, tensor)).contiguous()
             weight_map[name] = file
         save_file(values, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # written for its owner alone, unlike the files beside it
     if len(shards) > 1:
         _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total_bytes}, "weight_map": weight_map})
 

@@ -1,15 +1,18 @@
-"""`openk2 inspect MODEL`: the architecture, sizes and tensors of a checkpoint or a preset, without loading weights."""
+"""`openk2 inspect`: what is in a model, from its config and the headers of its weight files."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from dataclasses import dataclass
-from typing import Any
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from openk2.config import PRESETS, ModelConfig, preset
+if TYPE_CHECKING:
+    from openk2.checkpoint import Checkpoint
+    from openk2.config import ModelConfig
+
 
 PARTS = (
     (".mlp.experts.", "routed experts"),
@@ -20,110 +23,155 @@ PARTS = (
     ("embed_tokens.", "embedding"),
     ("lm_head.", "output head"),
 )
-"""First match wins; what is left are norms."""
+"""What a tensor belongs to, by its name; the first match wins, and what is left are norms."""
 
 
 @dataclass(frozen=True)
-class Tensor:
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    """safetensors' spelling; empty for a preset."""
+class Inspection:
+    model: str
+    config: dict[str, Any]
+    """As in config.json."""
+    unknown_config_keys: list[str]
+    parameters_total: int
+    parameters_active: int
+    """Used by one token, the embedding table included."""
+    parameters_by_part: dict[str, int]
+    tensors: int
+    """In the weight files; without files, as the config makes them."""
+    bytes: int
+    """Of the weight files; without files, in bfloat16."""
+    weight_files: int
+    stored_dtypes: dict[str, int]
+    """Tensors of each dtype in the weight files."""
+    cache_bytes_per_token: int
+    """Of the latent cache, in bfloat16."""
+    problem: str | None
+    """What keeps the weights from being loaded."""
 
 
 def command(
-    model: str = typer.Argument("k2-nano", help="A checkpoint folder, k2-nano, or a preset such as k2-0905."),
-    tensors: bool = typer.Option(False, "--tensors", help="List every tensor."),
-    as_json: bool = typer.Option(False, "--json", help="Print one JSON object."),
+    model: Annotated[
+        str, typer.Argument(help="A checkpoint folder, k2-nano, or a preset such as k2-0905.")
+    ] = "k2-nano",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show what is in a model, without loading its weights."""
-    config, found, weight_bytes = _read(model)
-    report = summary(model, config, found, weight_bytes)
+    """Show what is in a model. No weight is read.
+
+    Exit codes: 0 shown; 1 shown, but its weights cannot be loaded; 2 no such model.
+    """
+    inspection = inspect_model(model)
     if as_json:
-        import json
-
-        if tensors:
-            report["tensors"] = {t.name: {"shape": t.shape, "dtype": t.dtype} for t in found}
-        typer.echo(json.dumps(report, indent=2))
-        return
-    _print(report, found if tensors else [])
+        typer.echo(json.dumps(asdict(inspection), indent=2, ensure_ascii=False))
+    else:
+        _print(inspection)
+    if inspection.problem is not None:
+        raise typer.Exit(1)
 
 
-def _read(model: str) -> tuple[ModelConfig, list[Tensor], int | None]:
-    """The architecture, every tensor, and the size of the weight files (None for a preset)."""
+def inspect_model(model: str) -> Inspection:
+    """Raises CheckpointError or ConfigError for a model that is not there or not of this architecture."""
     from openk2 import assets
+    from openk2.checkpoint import Checkpoint, load_config
+    from openk2.config import PRESETS, preset
 
-    if model in PRESETS:
-        return preset(model), _tensors_of(preset(model)), None
-    from openk2.checkpoint import load_config
-    from openk2.checkpoint.files import Checkpoint
-
-    folder = assets.path(model) if model == "k2-nano" else model
-    checkpoint = Checkpoint.open(folder)
-    found = [Tensor(name, stored.shape, stored.dtype) for _, name, stored in checkpoint.tensors()]
-    return load_config(folder), found, checkpoint.weight_bytes
+    folder = Path(model)
+    if not folder.is_dir() and model in assets.names():
+        folder = assets.path(model)
+    if not folder.exists() and model.lower() in PRESETS:
+        return _inspection(model, preset(model), None)
+    config = load_config(folder)
+    return _inspection(model, config, Checkpoint.open(folder))
 
 
-def _tensors_of(config: ModelConfig) -> list[Tensor]:
+def _inspection(model: str, config: ModelConfig, checkpoint: Checkpoint | None) -> Inspection:
     import torch
 
-    from openk2.models import K2Model
+    from openk2.models import K2Model, num_active_parameters
 
     with torch.device("meta"):
-        return [Tensor(name, tuple(t.shape), "") for name, t in K2Model(config).checkpoint_tensors()]
-
-
-def summary(model: str, config: ModelConfig, tensors: list[Tensor], weight_bytes: int | None) -> dict[str, Any]:
-    """What is shown, as JSON values; parameters are counted from the tensors themselves."""
-    parts: Counter[str] = Counter()
-    for tensor in tensors:
-        part = next((part for infix, part in PARTS if infix in tensor.name), "norms")
-        parts[part] += math.prod(tensor.shape)
+        empty = K2Model(config)
+    parts: dict[str, int] = {}
+    for name, expected in empty.checkpoint_tensors():
+        part = next((part for infix, part in PARTS if infix in name), "norms")
+        parts[part] = parts.get(part, 0) + expected.numel()
     total = sum(parts.values())
-    idle = 0
-    if config.n_routed_experts:
-        idle = (
-            parts["routed experts"] * (config.n_routed_experts - config.num_experts_per_tok) // config.n_routed_experts
-        )
-    return {
-        "model": model,
-        "parameters": total,
-        "parameters_per_token": total - idle,
-        "parts": dict(parts.most_common()),
-        "num_tensors": len(tensors),
-        "dtypes": dict(Counter(tensor.dtype for tensor in tensors if tensor.dtype)),
-        "weight_bytes": weight_bytes,
-        "unknown_keys": config.unknown_keys,
-        "config": config.to_hf(),
-    }
+    dtypes: dict[str, int] = {}
+    if checkpoint is not None:
+        for _, _, tensor in checkpoint.tensors():
+            dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + 1
+    return Inspection(
+        model=model,
+        config=config.to_hf(),
+        unknown_config_keys=config.unknown_keys,
+        parameters_total=total,
+        parameters_active=num_active_parameters(config),
+        parameters_by_part=dict(sorted(parts.items(), key=lambda item: -item[1])),
+        tensors=sum(dtypes.values()) if checkpoint else sum(1 for _ in empty.checkpoint_tensors()),
+        bytes=checkpoint.weight_bytes if checkpoint else 2 * total,
+        weight_files=len(checkpoint.shards) if checkpoint else 0,
+        stored_dtypes=dtypes,
+        cache_bytes_per_token=2 * config.latent_dim * config.num_hidden_layers,
+        problem=_problem(checkpoint, config, empty) if checkpoint else None,
+    )
 
 
-def _print(report: dict[str, Any], tensors: list[Tensor]) -> None:
+def _problem(checkpoint: Checkpoint, config: ModelConfig, empty: Any) -> str | None:
+    from openk2.checkpoint import check_tensors
+    from openk2.errors import CheckpointError
+
+    if config.quantization_config is not None:
+        return f"quantization {config.quantization_config.get('quant_method')} cannot be loaded yet"
+    try:
+        check_tensors(checkpoint, empty)
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _print(inspection: Inspection) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    config = report["config"]
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True, style="bold")
-    table.add_column()
-    table.add_row("model", f"{report['model']} ({config['model_type']})")
-    table.add_row("parameters", f"{report['parameters']:,} in {report['num_tensors']:,} tensors")
-    table.add_row("per token", f"{report['parameters_per_token']:,}")
-    for part, count in report["parts"].items():
-        table.add_row(f"  {part}", f"{count:,}")
-    if report["weight_bytes"] is not None:
-        kinds = ", ".join(f"{count} x {dtype}" for dtype, count in report["dtypes"].items())
-        table.add_row("files", f"{report['weight_bytes'] / 1e6:,.1f} MB ({kinds})")
-    table.add_row("layers", f"{config['num_hidden_layers']}, hidden size {config['hidden_size']}")
-    if config.get("n_routed_experts"):
-        shared = config.get("n_shared_experts") or 0
-        chosen = config["num_experts_per_tok"]
-        table.add_row("experts", f"{config['n_routed_experts']} routed, {chosen} chosen, {shared} shared")
-    table.add_row("window", f"{config['max_position_embeddings']:,} tokens")
-    table.add_row("vocabulary", f"{config['vocab_size']:,}")
-    if report["unknown_keys"]:
-        table.add_row("unknown keys", ", ".join(report["unknown_keys"]))
-    console = Console()
-    console.print(table)
-    for tensor in tensors:
-        console.print(f"{tensor.name}  {list(tensor.shape)}  {tensor.dtype}", soft_wrap=True, highlight=False)
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for name, value in _rows(inspection):
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def _rows(inspection: Inspection) -> list[tuple[str, str]]:
+    c = inspection.config
+    total, active = inspection.parameters_total, inspection.parameters_active
+    experts = "none"
+    if c["n_routed_experts"]:
+        experts = (
+            f"{c['n_routed_experts']} routed, {c['num_experts_per_tok']} per token, "
+            f"{c['n_shared_experts'] or 0} shared; {c['scoring_func']}/{c['topk_method']}"
+        )
+    scaling = c["rope_scaling"]
+    yarn = f", YaRN x{scaling['factor']:g}" if scaling else ""
+    rows = [
+        ("model", inspection.model),
+        ("type", f"{c['model_type']}, {', '.join(c['architectures'])}"),
+        ("parameters", f"{total:,}; {active:,} active per token ({active / total:.1%})"),
+        *((f"  {part}", f"{count:,}") for part, count in inspection.parameters_by_part.items()),
+        ("layers", f"{c['num_hidden_layers']}, hidden {c['hidden_size']}, vocabulary {c['vocab_size']:,}"),
+        ("attention", f"{c['num_attention_heads']} heads, latent {c['kv_lora_rank']} + {c['qk_rope_head_dim']} rotary"),
+        ("experts", experts),
+        ("window", f"{c['max_position_embeddings']:,} tokens, rope theta {c['rope_theta']:g}{yarn}"),
+        ("cache", f"{inspection.cache_bytes_per_token:,} bytes per token in bfloat16"),
+        ("tensors", f"{inspection.tensors:,}{_dtypes(inspection.stored_dtypes)}"),
+        ("size", _size(inspection)),
+        ("unknown keys", ", ".join(inspection.unknown_config_keys) or "none"),
+    ]
+    if inspection.problem is not None:
+        rows.append(("problem", inspection.problem))
+    return rows
+
+
+def _dtypes(stored: dict[str, int]) -> str:
+    return f" ({', '.join(f'{count:,} {dtype}' for dtype, count in sorted(stored.items()))})" if stored else ""
+
+
+def _size(inspection: Inspection) -> str:
+    shown = f"{inspection.bytes:,} bytes"
+    return f"{shown} in {inspection.weight_files} files" if inspection.weight_files else f"{shown} in bfloat16"

@@ -10,6 +10,7 @@ specification that the builder's `make_constraint` turns into a `TokenConstraint
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import queue
@@ -25,6 +26,8 @@ from openk2.engine.constraint import TokenConstraint
 from openk2.engine.engine import Engine
 from openk2.engine.request import EngineRequest, StepOutput
 from openk2.errors import EngineDeadError, OpenK2Error, ProviderError
+
+logger = logging.getLogger(__name__)
 
 IDLE_CHECK_SECONDS = 1.0
 """How often an idle engine process looks whether its parent still lives, should the pipe not tell."""
@@ -243,8 +246,8 @@ class ThreadEngine:
         try:
             _run(parts, receive, self._sinks.deliver)
         except Exception as error:
+            logger.exception("the engine failed")  # a fault of ours: the place in the code is needed
             self._sinks.die(f"the engine failed: {_describe(error)}")
-            raise
 
 
 class ProcessEngine:
@@ -365,5 +368,5 @@ def _process_main(connection: Connection, build: Builder, parent: int) -> None:
     except (EOFError, OSError):
         return  # the parent is gone
     except Exception as error:
+        logger.exception("the engine failed")
         connection.send(f"the engine failed: {_describe(error)}")
-        raise
