@@ -165,4 +165,6 @@ def test_the_banner_says_what_nano_is_and_is_not_and_what_to_try():
     text = banner("http://127.0.0.1:8000", "k2-nano", True)
     assert "knows nothing about the world" in text and "It is not Kimi K2" in text
     assert text.count("http://127.0.0.1:8000") == 4  # ready on, browser, curl, openai
+    program = text.split("python -c '")[1].split("'\n")[0]
+    compile(program, "banner", "exec")
     assert "knows nothing" not in banner("http://127.0.0.1:8000", "other", False)

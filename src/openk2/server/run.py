@@ -86,8 +86,8 @@ def run_server(
             server.should_exit = True
             return
         loaded.append(provider)
-        slot.fill(provider)
         on_loaded(url, provider)
+        slot.fill(provider)
 
     on_listening(url)
     threading.Thread(target=load_model, name="load-model", daemon=True).start()
