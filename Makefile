@@ -46,4 +46,5 @@ test-peers: setup ## comparisons with other engines
 	$(PYTEST) -m peers
 
 bench: setup ## speed of k2-nano and of a larger random model
-	$(VENV)/bin/openk2 bench
+	$(VENV)/bin/python benchmarks/training_speed.py
+	$(VENV)/bin/python benchmarks/engine_speed.py

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.training.conftest import numbered
 
 from openk2.chat.template import ChatTemplate
+from openk2.checkpoint import save_model
 from openk2.errors import CheckpointError, ConfigError
 from openk2.models import ForwardBatch, K2Model
 from openk2.training.balance import update_router_bias_
@@ -21,7 +23,6 @@ from openk2.training.schedule import WarmupStableDecay
 from openk2.training.source import BatchSource
 from openk2.training.trainer import Trainer
 from openk2.training.validate import validate
-from tests.training.conftest import numbered
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -80,6 +81,22 @@ def test_resume_refuses_another_architecture_and_a_broken_file(
     state.write_bytes(state.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match="cannot be read"):
         make_trainer(recipe, template, tmp_path).resume()
+
+
+def test_a_run_can_go_on_from_a_checkpoint(recipe: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    first = make_trainer(recipe, template, tmp_path / "first")
+    save_model(first.model, tmp_path / "checkpoint", dtype=torch.float32)
+    second = make_trainer(replace(recipe, init=str(tmp_path / "checkpoint"), seed=5), template, tmp_path / "second")
+    resumed = weights(second)
+    assert all(torch.equal(value, resumed[name]) for name, value in weights(first).items())
+    second.train_step()
+    changed = [name for name, value in weights(second).items() if not torch.equal(value, resumed[name])]
+    assert set(changed) >= {name for name in resumed if "norm" not in name}
+    other = replace(recipe, init=str(tmp_path / "checkpoint"), model=replace(recipe.model, intermediate_size=128))
+    with pytest.raises(ConfigError, match="intermediate_size"):
+        make_trainer(other, template, tmp_path / "third")
 
 
 def test_exactly_the_assistants_tokens_are_supervised(template: ChatTemplate) -> None:

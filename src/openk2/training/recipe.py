@@ -60,7 +60,7 @@ class Recipe:
     name: str = "run"
     seed: int = 0
     init: str = "structured"
-    """`structured` (an induction circuit laid out) or `random`."""
+    """First weights: `structured` (an induction circuit laid out), `random`, or a checkpoint folder to go on from."""
     router_bias_rate: tuple[float, float] = (0.03, 0.003)
     """Largest step of the load-balancing bias, at the first token and at the last."""
     save_every_tokens: int = 500_000
@@ -68,8 +68,10 @@ class Recipe:
     validation_conversations: int = 160
 
     def __post_init__(self) -> None:
-        if self.init not in ("structured", "random"):
-            raise ConfigError(f"init must be 'structured' or 'random', not {self.init!r}", param="init")
+        if self.init not in ("structured", "random") and not Path(self.init).is_dir():
+            raise ConfigError(
+                f"init must be 'structured', 'random' or a checkpoint folder, not {self.init!r}", param="init"
+            )
         ends = [stage.until_tokens for stage in self.stages]
         if not ends or ends != sorted(ends):
             raise ConfigError("stages must be listed with rising until_tokens", param="stages")
