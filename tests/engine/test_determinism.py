@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tests.engine.conftest import Answer, Recorder, prompt, random_model, tiny_config
 
 from openk2.engine import Engine, EngineConfig
 from openk2.models import K2Model
-from tests.engine.conftest import Answer, Recorder, prompt, random_model, tiny_config
 
 PROMPT = prompt(75, seed=1)
 ANSWER = 20
@@ -19,10 +19,11 @@ ANSWER = 20
     scope="module",
     params=[
         ("k2-0905", torch.float32, 1),
-        ("k2-0905", torch.float32, 2),
         ("k2-0905", torch.bfloat16, 1),
-        ("k2-0905", torch.bfloat16, 2),
         ("deepseek-v2-lite", torch.float32, 1),
+        # Two threads on a busy machine wait for each other more than they compute.
+        pytest.param(("k2-0905", torch.float32, 2), marks=pytest.mark.slow),
+        pytest.param(("k2-0905", torch.bfloat16, 2), marks=pytest.mark.slow),
     ],
     ids=lambda p: f"{p[0]}-{str(p[1])[6:]}-{p[2]}",
 )
@@ -49,7 +50,7 @@ def assert_same(answer: Answer, expected: Answer) -> None:
     assert all(torch.equal(a, b) for a, b in zip(answer.logits, expected.logits, strict=True))
 
 
-@pytest.mark.parametrize("chunk", [1, 7, 16, 50])
+@pytest.mark.parametrize("chunk", [1, 7, 50])
 def test_any_chunk_size(model: K2Model, alone: Answer, chunk: int) -> None:
     recorder = Recorder(Engine(model, EngineConfig(max_num_batched_tokens=chunk)))
     answer = recorder.add("r", PROMPT, max_tokens=ANSWER)
@@ -57,7 +58,7 @@ def test_any_chunk_size(model: K2Model, alone: Answer, chunk: int) -> None:
     assert_same(answer, alone)
 
 
-@pytest.mark.parametrize("block_size", [1, 24, 256])
+@pytest.mark.parametrize("block_size", [1, 24])
 def test_any_block_size(model: K2Model, alone: Answer, block_size: int) -> None:
     recorder = Recorder(Engine(model, EngineConfig(block_size=block_size)))
     answer = recorder.add("r", PROMPT, max_tokens=ANSWER)
@@ -121,6 +122,7 @@ def test_preemption(model: K2Model, alone: Answer) -> None:
     assert_same(answer, alone)
 
 
+@pytest.mark.slow
 def test_threads_change_nothing(alone: Answer, model: K2Model) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3 - before)

@@ -22,7 +22,10 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Compute the chunks, writing their latents; logits (samplers, vocab) float32 of those that sample, in order."""
+        """Compute the chunks and write their latents.
+
+        Returns the logits (S, vocab), float32, of the S chunks that sample, in order.
+        """
         hidden = self.model(self._input_ids(chunks), self._batch(chunks), self.cache.layers)
         ends = accumulate(chunk.num_tokens for chunk in chunks)
         last = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
