@@ -33,7 +33,9 @@ def sample(request: pytest.FixtureRequest) -> list[Conversation]:
 
 def test_every_call_is_valid_for_its_declaration(sample: list[Conversation]) -> None:
     for made in sample:
-        schemas = {t.name: jsonschema_rs.validator_for({**t.parameters, "additionalProperties": False}) for t in made.tools}
+        schemas = {
+            t.name: jsonschema_rs.validator_for({**t.parameters, "additionalProperties": False}) for t in made.tools
+        }
         assert len(schemas) == len(made.tools), "names of a set must differ"
         for message in made.messages:
             for call in message.tool_calls:
@@ -94,7 +96,7 @@ def test_the_parts_share_no_names_keys_or_values() -> None:
     def vocabulary(split: str) -> tuple[set[str], set[str], set[str]]:
         names, keys, values = set(), set(), set()
         builtin = {t.name for t in BUILTIN_TOOLS}
-        for made in take(1500, split):
+        for made in take(700, split):
             for tool in made.tools:
                 if tool.name not in builtin:
                     names.add(tool.name)
@@ -102,7 +104,9 @@ def test_the_parts_share_no_names_keys_or_values() -> None:
             for message in made.messages:
                 for call in message.tool_calls:
                     if call.name not in builtin:
-                        values.update(v for v in json.loads(call.arguments).values() if isinstance(v, str) and v.isalpha())
+                        values.update(
+                            v for v in json.loads(call.arguments).values() if isinstance(v, str) and v.isalpha()
+                        )
         return names, keys, values
 
     train, held = vocabulary("train"), vocabulary("held")
@@ -128,7 +132,7 @@ def test_the_same_seed_gives_the_same_stream(split: str) -> None:
 
 
 def test_all_kinds_occur_and_refusals_are_frequent() -> None:
-    sample = take(1500)
+    sample = take(700)
     kinds = {made.kind for made in sample}
     assert kinds == set(KINDS) - {"follow_up"}, "which only later turns can be"
     answers = [m for made in sample for m in made.messages if m.role == "assistant"]
@@ -190,5 +194,7 @@ def test_everyday_chains_link_fields_that_exist() -> None:
         for number, slot in mentioned:
             assert (link.first if number == "1" else link.second).slot(slot)
         for joint in link.joints:
-            required = {("1", s.name) for s in link.first.slots if s.required} | {("2", s.name) for s in link.second.slots if s.required and s.name != link.slot}
+            required = {("1", s.name) for s in link.first.slots if s.required} | {
+                ("2", s.name) for s in link.second.slots if s.required and s.name != link.slot
+            }
             assert required <= set(re.findall(r"\{([12])\.(\w+)\}", joint)), joint

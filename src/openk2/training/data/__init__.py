@@ -6,7 +6,7 @@ the text that the vocabulary is learnt from. Words live in `words/` and hand-wri
 
 from __future__ import annotations
 
-from openk2.training.data.scenarios import NO_TOOL, Conversation
+from openk2.training.data.script import NO_TOOL, Conversation
 from openk2.training.data.stream import KINDS, conversations, held_cases, texts_for_tokenizer
 
 __all__ = ["KINDS", "NO_TOOL", "Conversation", "conversations", "held_cases", "texts_for_tokenizer"]

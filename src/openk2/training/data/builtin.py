@@ -38,13 +38,31 @@ def builtin_result(request: Request, values: Values) -> tuple[str, str]:
             lines = []
             for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 5))):
                 path = values.draw("path").value.rpartition(".")[0] + "." + str(arguments.get("lang", "py"))
-                before, after = rng.choice((("# ", f": {values.draw('said').value}"), ("// ", f" {values.draw('topic').value}"), ("", "()"), (f"{values.draw('word').value} = ", ""), ("", f" {values.draw('title').value}")))
+                before, after = rng.choice(
+                    (
+                        ("# ", f": {values.draw('said').value}"),
+                        ("// ", f" {values.draw('topic').value}"),
+                        ("", "()"),
+                        (f"{values.draw('word').value} = ", ""),
+                        ("", f" {values.draw('title').value}"),
+                    )
+                )
                 lines.append(f"{path}:{rng.randint(1, 400)}: {before}{arguments['pattern']}{after}")
             return "\n".join(lines), "Found:\n" + "\n".join(lines)
         case "read_file":
             if rng.random() < 0.05:
                 return f"{arguments['path']} is empty", f"{arguments['path']} is empty."
-            lines = [rng.choice((f"# {values.draw('title').value}", str(values.draw("said").value), str(values.draw("title").value), "")) for _ in range(rng.choice((1, 2, 3, 5)))]
+            lines = [
+                rng.choice(
+                    (
+                        f"# {values.draw('title').value}",
+                        str(values.draw("said").value),
+                        str(values.draw("title").value),
+                        "",
+                    )
+                )
+                for _ in range(rng.choice((1, 2, 3, 5)))
+            ]
             lines[0] = lines[0] or str(values.draw("title").value)
             text = "\n".join(lines)
             shown = "\n".join(lines[:_SHOWN_LINES])
@@ -52,7 +70,10 @@ def builtin_result(request: Request, values: Values) -> tuple[str, str]:
         case "list_files":
             if rng.random() < 0.05:
                 return "the folder is empty", "The folder is empty."
-            names = [values.draw("file").value if rng.random() < 0.7 else f"{values.draw('word').value}/" for _ in range(rng.choice((1, 2, 3, 4, 6)))]
+            names = [
+                values.draw("file").value if rng.random() < 0.7 else f"{values.draw('word').value}/"
+                for _ in range(rng.choice((1, 2, 3, 4, 6)))
+            ]
             return "\n".join(names), "The files are " + ", ".join(names) + "."
         case "calculate":
             result = str(values.draw("total").value)

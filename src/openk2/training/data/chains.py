@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-import random
 import re
 from dataclasses import dataclass
 from functools import lru_cache
 
 from openk2.training.data.composed import custom_slot, draw_noun, typed_slots
+from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Ask, Frame, Slot, Tool, domain_frames
 from openk2.training.data.lexicon import Lexicon, read_words
 from openk2.training.data.requests import Request, add_phrase, draw_value, expand, make_request, polish
-from openk2.training.data.scenarios import Script, as_content, invent_result, report
-from openk2.training.data.values import Value
+from openk2.training.data.script import Script, as_content, invent_result, report
+from openk2.training.data.value import Value
 
 _KEY_KINDS = ("name", "person", "email", "city", "quoted", "phone", "title")
-_KEY_NAMES = {"name": ("name",), "person": ("owner", "user", "person"), "email": ("email",), "city": ("city",), "quoted": ("title",), "phone": ("phone",), "title": ("title",)}
-_KEY_PHRASES = {"person": ("of {}", "for {}"), "city": ("in {}", "from {}"), "email": ("of {}", "with email {}"), "phone": ("with number {}", "for {}")}
-_LINKS = (("id", "code"), ("id", "id"), ("code", "code"), ("number", "id"), ("email", "email"), ("path", "path"), ("url", "url"), ("city", "city"), ("key", "slug"))
+_KEY_NAMES = {
+    "name": ("name",),
+    "person": ("owner", "user", "person"),
+    "email": ("email",),
+    "city": ("city",),
+    "quoted": ("title",),
+    "phone": ("phone",),
+    "title": ("title",),
+}
+_KEY_PHRASES = {
+    "person": ("of {}", "for {}"),
+    "city": ("in {}", "from {}"),
+    "email": ("of {}", "with email {}"),
+    "phone": ("with number {}", "for {}"),
+}
+_LINKS = (
+    ("id", "code"),
+    ("id", "id"),
+    ("code", "code"),
+    ("number", "id"),
+    ("email", "email"),
+    ("path", "path"),
+    ("url", "url"),
+    ("city", "city"),
+    ("key", "slug"),
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +68,7 @@ def everyday_links() -> tuple[Link, ...]:
     return tuple(links)
 
 
-def compose_link(rng: random.Random, lex: Lexicon) -> Link:
+def compose_link(rng: Dice, lex: Lexicon) -> Link:
     """A lookup and an action on the same invented noun."""
     noun = draw_noun(rng, lex)
     slug = noun.replace(" ", "_")
@@ -63,11 +86,26 @@ def compose_link(rng: random.Random, lex: Lexicon) -> Link:
         (Ask(f"{look_verb} (the|a) {noun}", True),),
         ((field, field_kind), *((("status", "pick:open,active,ready"),) if rng.random() < 0.3 else ())),
     )  # fmt: skip
-    slots = [Slot(field, (field,), field_kind, (f"{field_name.capitalize()} of the {noun}", f"The {field.replace('_', ' ')}"), ("{}", f"with {field.replace('_', ' ')} {{}}"))]
+    slots = [
+        Slot(
+            field,
+            (field,),
+            field_kind,
+            (f"{field_name.capitalize()} of the {noun}", f"The {field.replace('_', ' ')}"),
+            ("{}", f"with {field.replace('_', ' ')} {{}}"),
+        )
+    ]
     if rng.random() < 0.35:
         slots.append(custom_slot(rng, lex, {slug, key.name, field}, True))
     descriptions = (f"{act_verb.capitalize()} a {noun}.", f"{act_verb.capitalize()} the {noun} with this {field_name}.")
-    second = Frame("chain", (f"{act_verb.replace(' ', '_')}_{slug}",), descriptions, tuple(slots), (Ask(f"{act_verb} the {noun}", True),), ())
+    second = Frame(
+        "chain",
+        (f"{act_verb.replace(' ', '_')}_{slug}",),
+        descriptions,
+        tuple(slots),
+        (Ask(f"{act_verb} the {noun}", True),),
+        (),
+    )
     joints = (
         f"{{first}} (and|and then|, then|then) {act_verb} it {{more}}",
         f"{act_verb} the {noun} {{with}} {{more}}",
@@ -79,11 +117,11 @@ def compose_link(rng: random.Random, lex: Lexicon) -> Link:
     return Link(first, second, field, field, joints)
 
 
-def _lookup_key(noun: str, rng: random.Random, lex: Lexicon) -> Slot:
+def _lookup_key(noun: str, rng: Dice, lex: Lexicon) -> Slot:
     """The parameter that a lookup goes by."""
     kind = rng.choice(_KEY_KINDS)
     name = rng.choice(_KEY_NAMES[kind])
-    phrases = _KEY_PHRASES.get(kind, ("named {}", "called {}", "{}"))
+    phrases: tuple[str, ...] = _KEY_PHRASES.get(kind, ("named {}", "called {}", "{}"))
     if lex.split == "held" and not any(name in s.keys for s in typed_slots("held")):
         name = lex.nonce(rng)
         phrases = (f"with {name} {{}}",)
@@ -101,7 +139,9 @@ def chain(script: Script, link: Link, first: Tool, second: Tool) -> None:
     parted = "{first}" in joint and rng.random() < 0.25
     rest = text.rpartition(" it")[2]
     verb = link.second.asks[0].text.partition(" the ")[0]
-    script.user(polish(_lookup_words(link, one, rng) if parted else text, True, rng, value_first=joint.startswith("{1.")))
+    script.user(
+        polish(_lookup_words(link, one, rng) if parted else text, True, rng, value_first=joint.startswith("{1."))
+    )
     (call,) = script.call((first.name, one.arguments_json))
     found = script.values.draw(dict(link.first.results)[link.field])
     result, _ = invent_result(one, script)
@@ -118,8 +158,10 @@ def chain(script: Script, link: Link, first: Tool, second: Tool) -> None:
     script.last = None
 
 
-def _lookup_words(link: Link, one: Request, rng: random.Random) -> str:
-    phrase = " ".join(add_phrase(rng.choice(one.tool.frame.slot(s).phrases), v.surface, rng) for s, v in one.values.items())
+def _lookup_words(link: Link, one: Request, rng: Dice) -> str:
+    phrase = " ".join(
+        add_phrase(rng.choice(one.tool.frame.slot(s).phrases), v.surface, rng) for s, v in one.values.items()
+    )
     return f"{expand(link.first.asks[0].text, rng)} {phrase}"
 
 
@@ -128,7 +170,9 @@ def _composed_words(script: Script, link: Link, first: Tool, second: Tool, joint
     one = make_request(first, values, plain=True, optional=0.0)
     two = make_request(second, values, plain=True, optional=0.1, omit=link.slot)
     words = _lookup_words(link, one, rng)
-    phrase = " ".join(add_phrase(rng.choice(first.frame.slot(s).phrases), v.surface, rng) for s, v in one.values.items())
+    phrase = " ".join(
+        add_phrase(rng.choice(first.frame.slot(s).phrases), v.surface, rng) for s, v in one.values.items()
+    )
     more = two.text[len(link.second.asks[0].text) :]
     text = joint.replace("{first}", words).replace("{with}", phrase).replace("{more}", more)
     return one, two, " ".join(text.split()).replace(" ,", ",")

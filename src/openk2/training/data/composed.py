@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Ask, Frame, Slot
 from openk2.training.data.lexicon import Lexicon, Split, Synset, hand_written_words, hash_says_held, read_words
 
@@ -54,9 +54,21 @@ def typed_slots(split: Split) -> tuple[Slot, ...]:
     slots = []
     for line in read_words("params.txt").splitlines():
         keys, kind, descriptions, phrases = (part.strip() for part in line.split(" : ", 3))
-        mine = tuple(k for k in keys.split(",") if (hash_says_held(k) and not guard.issuperset(k.split("_"))) == (split == "held"))
+        mine = tuple(
+            k
+            for k in keys.split(",")
+            if (hash_says_held(k) and not guard.issuperset(k.split("_"))) == (split == "held")
+        )
         if mine:
-            slots.append(Slot(mine[0], mine, kind, tuple(d.strip() for d in descriptions.split(";")), tuple(p.strip() for p in phrases.split(";"))))
+            slots.append(
+                Slot(
+                    mine[0],
+                    mine,
+                    kind,
+                    tuple(d.strip() for d in descriptions.split(";")),
+                    tuple(p.strip() for p in phrases.split(";")),
+                )
+            )
     return tuple(slots)
 
 
@@ -103,7 +115,7 @@ class Seed:
     noun: str
 
 
-def draw_noun(rng: random.Random, lex: Lexicon) -> str:
+def draw_noun(rng: Dice, lex: Lexicon) -> str:
     n = rng.random()
     if n < 0.3:
         return lex.nonce(rng)
@@ -113,11 +125,11 @@ def draw_noun(rng: random.Random, lex: Lexicon) -> str:
     return f"{first} {rng.choice(lex.nouns)}"
 
 
-def draw_seed(rng: random.Random, lex: Lexicon) -> Seed:
+def draw_seed(rng: Dice, lex: Lexicon) -> Seed:
     return Seed(rng.choice(lex.synsets), draw_noun(rng, lex))
 
 
-def near_seed(seed: Seed, rng: random.Random, lex: Lexicon) -> Seed:
+def near_seed(seed: Seed, rng: Dice, lex: Lexicon) -> Seed:
     """A distractor: the same noun with a verb of another class, or the same verb on another noun."""
     if rng.random() < 0.5:
         others = [s for s in rng.sample(lex.synsets, min(8, len(lex.synsets))) if s.kind != seed.synset.kind]
@@ -126,7 +138,7 @@ def near_seed(seed: Seed, rng: random.Random, lex: Lexicon) -> Seed:
     return Seed(seed.synset, draw_noun(rng, lex))
 
 
-def custom_slot(rng: random.Random, lex: Lexicon, taken: set[str], required: bool) -> Slot:
+def custom_slot(rng: Dice, lex: Lexicon, taken: set[str], required: bool) -> Slot:
     """A parameter with an arbitrary name, always named in the request."""
     kind = rng.choice(_CUSTOM_KINDS)
     while True:
@@ -143,7 +155,12 @@ def custom_slot(rng: random.Random, lex: Lexicon, taken: set[str], required: boo
         key, words = f"{other}_{word}", f"{other} {word}"
     taken.add(word)
     described = False
-    descriptions = (words.capitalize(), f"The {words} to use", f"{words.capitalize()} of it", f"Which {words}")
+    descriptions: tuple[str, ...] = (
+        words.capitalize(),
+        f"The {words} to use",
+        f"{words.capitalize()} of it",
+        f"Which {words}",
+    )
     if rng.random() < 0.2:  # the key says nothing, the description does
         key, described = lex.nonce(rng), True
         while rng.random() < 0.3:
@@ -154,12 +171,30 @@ def custom_slot(rng: random.Random, lex: Lexicon, taken: set[str], required: boo
         taken.add(key)
         descriptions = (f"The {words}", words.capitalize())
     if kind == "bool":
-        positive = tuple(p.replace("{k}", words) for p in ("with {k}", "with {k} on", ", {k} on", ", enable {k}", ", turn {k} on", ", {k} enabled"))
-        negative = tuple(p.replace("{k}", words) for p in ("without {k}", "with {k} off", ", {k} off", ", disable {k}", ", no {k}", ", {k} disabled"))
-        return Slot(key, (key,), kind, (f"Whether to use {words}", *descriptions[:1]), positive, negative, required, None, described)
+        positive = tuple(
+            p.replace("{k}", words)
+            for p in ("with {k}", "with {k} on", ", {k} on", ", enable {k}", ", turn {k} on", ", {k} enabled")
+        )
+        negative = tuple(
+            p.replace("{k}", words)
+            for p in ("without {k}", "with {k} off", ", {k} off", ", disable {k}", ", no {k}", ", {k} disabled")
+        )
+        return Slot(
+            key,
+            (key,),
+            kind,
+            (f"Whether to use {words}", *descriptions[:1]),
+            positive,
+            negative,
+            required,
+            None,
+            described,
+        )
     if kind == "enum":
         pool = lex.adjectives if rng.random() < 0.6 else lex.nouns
-        options = list(dict.fromkeys(rng.choice(pool) if rng.random() < 0.75 else lex.nonce(rng) for _ in range(rng.randint(2, 4))))
+        options = list(
+            dict.fromkeys(rng.choice(pool) if rng.random() < 0.75 else lex.nonce(rng) for _ in range(rng.randint(2, 4)))
+        )
         if rng.random() < 0.2:
             options = [o.upper() for o in options]
         kind = "enum:" + ",".join(options)
@@ -167,14 +202,14 @@ def custom_slot(rng: random.Random, lex: Lexicon, taken: set[str], required: boo
     return Slot(key, (key,), kind, descriptions, phrases, (), required, None, described)
 
 
-def _slots(rng: random.Random, lex: Lexicon) -> tuple[Slot, ...]:
+def _slots(rng: Dice, lex: Lexicon) -> tuple[Slot, ...]:
     number = rng.choices((0, 1, 2, 3, 4), (7, 36, 31, 18, 8))[0]
     typed = list(typed_slots(lex.split))
     taken: set[str] = set()
     kinds: set[str] = set()
     out: list[Slot] = []
     for i in range(number):
-        required = i == 0 and rng.random() < 0.9 or rng.random() < 0.6
+        required = (i == 0 and rng.random() < 0.9) or rng.random() < 0.6
         if rng.random() < 0.55 and typed:
             slot = typed.pop(rng.randrange(len(typed)))
             keys = tuple(k for k in slot.keys if k not in taken)
@@ -185,7 +220,11 @@ def _slots(rng: random.Random, lex: Lexicon) -> tuple[Slot, ...]:
             key = rng.choice(keys)
             taken.add(key)
             words = key.replace("_", " ")
-            phrases = slot.phrases if rng.random() < 0.7 else tuple(rng.choice(_NAMED).replace("{k}", words).replace("{v}", "{}") for _ in range(2))
+            phrases = (
+                slot.phrases
+                if rng.random() < 0.7
+                else tuple(rng.choice(_NAMED).replace("{k}", words).replace("{v}", "{}") for _ in range(2))
+            )
             out.append(replace(slot, name=key, keys=(key,), phrases=phrases, required=required))
         else:
             out.append(custom_slot(rng, lex, taken, required))
@@ -196,10 +235,18 @@ def _family(kind: str) -> str:
     """Kinds whose bare values could be mistaken for one another."""
     if kind in ("small", "percent", "money", "int") or kind.startswith("int:"):
         return kind if kind in ("money", "percent") else "count"
-    return {"iso": "iso", "date": "day", "topic": "free", "text": "free", "quoted": "free", "name": "free", "said": "free"}.get(kind, kind)
+    return {
+        "iso": "iso",
+        "date": "day",
+        "topic": "free",
+        "text": "free",
+        "quoted": "free",
+        "name": "free",
+        "said": "free",
+    }.get(kind, kind)
 
 
-def compose(seed: Seed, rng: random.Random, lex: Lexicon) -> Frame:
+def compose(seed: Seed, rng: Dice, lex: Lexicon) -> Frame:
     """A frame for `seed` with random parameters and request patterns."""
     verbs, noun = seed.synset.verbs, seed.noun
     named, described = rng.choice(verbs), rng.choice(verbs)
@@ -211,7 +258,15 @@ def compose(seed: Seed, rng: random.Random, lex: Lexicon) -> Frame:
         name = rng.choice((lex.nonce(rng), f"{lex.nonce(rng)}_{lex.nonce(rng)}", f"{slug}_{lex.nonce(rng)}"))
     v = described.capitalize()
     article = "an" if noun[0] in "aeiou" else "a"
-    description = rng.choice((f"{v} {article} {noun}.", f"{v} the {noun}.", f"{third_person(described).capitalize()} {article} {noun}.", f"Use it to {described} {article} {noun}.", f"{v} {article} {noun} in the system."))
+    description = rng.choice(
+        (
+            f"{v} {article} {noun}.",
+            f"{v} the {noun}.",
+            f"{third_person(described).capitalize()} {article} {noun}.",
+            f"Use it to {described} {article} {noun}.",
+            f"{v} {article} {noun} in the system.",
+        )
+    )
     told = [described] if opaque else [named, named, described]
     if lex.split == "train":
         told.append(rng.choice(verbs))
@@ -219,14 +274,28 @@ def compose(seed: Seed, rng: random.Random, lex: Lexicon) -> Frame:
     for _ in range(4):
         verb = rng.choice(told)
         n = rng.random()
-        form = rng.choice(_COMMANDS) if n < 0.62 else rng.choice(_ANY) if n < 0.82 else rng.choice(_BY_CLASS[seed.synset.kind])
+        form = (
+            rng.choice(_COMMANDS)
+            if n < 0.62
+            else rng.choice(_ANY)
+            if n < 0.82
+            else rng.choice(_BY_CLASS[seed.synset.kind])
+        )
         if "{v}" not in form and "{g}" not in form and "{d}" not in form and seed.synset.verbs[0] not in _PLAIN_VERBS:
             form = rng.choice(_COMMANDS)
-        text = form.replace("{v}", verb).replace("{d}", participle(verb)).replace("{g}", gerund(verb)).replace("{n}", noun)
+        text = (
+            form.replace("{v}", verb).replace("{d}", participle(verb)).replace("{g}", gerund(verb)).replace("{n}", noun)
+        )
         asks.append(Ask(text, form in _COMMANDS))
-    results = tuple(rng.sample(_RESULT_FIELDS, rng.choice((1, 1, 2)))) if seed.synset.kind == "get" else ((("id", "code"),) if rng.random() < 0.3 else ())
+    results = (
+        tuple(rng.sample(_RESULT_FIELDS, rng.choice((1, 1, 2))))
+        if seed.synset.kind == "get"
+        else ((("id", "code"),) if rng.random() < 0.3 else ())
+    )
     return Frame(f"composed:{noun}", (name,), (description,), _slots(rng, lex), tuple(asks), results)
 
 
-_PLAIN_VERBS = frozenset("get find check list view read describe create build generate delete clear cancel discard prune purge dissolve".split())
+_PLAIN_VERBS = frozenset(
+    "get find check list view read describe create build generate delete clear cancel discard prune purge dissolve".split()
+)
 """First verbs of the sets whose class forms (`what is the {n}`, `I need a {n}`) ask for just that."""

@@ -7,7 +7,6 @@ A frame is either hand-written (`domains/*.txt`, everyday language) or composed 
 from __future__ import annotations
 
 import json
-import random
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from openk2.chat.messages import ToolSpec
+from openk2.training.data.dice import Dice
 from openk2.training.data.lexicon import read_domains
 from openk2.training.data.values import Values
 
@@ -108,7 +108,7 @@ class Tool:
         return [s for s in self.frame.slots if s.name in self.keys]
 
     @classmethod
-    def spell(cls, frame: Frame, rng: random.Random, affix: str = "", examples: Values | None = None) -> Tool:
+    def spell(cls, frame: Frame, rng: Dice, affix: str = "", examples: Values | None = None) -> Tool:
         """One declaration of `frame`.
 
         `affix`: a word to put before the name. `examples`: where to draw values that a description now and then gives as
@@ -134,7 +134,9 @@ class Tool:
             if described or slot.keep_description:
                 schema["description"] = rng.choice(slot.descriptions)
                 if examples and "type" in schema and not slot.options and slot.kind != "bool" and rng.random() < 0.07:
-                    example = json.dumps(examples.draw(slot.kind).value, ensure_ascii=False).strip('"').replace("\\", "")
+                    example = (
+                        json.dumps(examples.draw(slot.kind).value, ensure_ascii=False).strip('"').replace("\\", "")
+                    )
                     schema["description"] += rng.choice((", e.g. ", ", for example ", " such as ", ", like ")) + example
             if slot.default is not None and rng.random() < 0.5:
                 schema["default"] = slot.default
@@ -150,11 +152,21 @@ class Tool:
         if dressing < 0.25:
             description = description.rstrip(".")
         elif dressing < 0.31:
-            description = rng.choice(_DRESSINGS).replace("{}", description.rstrip(".")[:1].lower() + description.rstrip(".")[1:])
+            description = rng.choice(_DRESSINGS).replace(
+                "{}", description.rstrip(".")[:1].lower() + description.rstrip(".")[1:]
+            )
         return cls(frame, ToolSpec.function(camel_case(name) if camel else name, description, parameters), keys)
 
 
-_DRESSINGS = ("Use this to {}.", "Use it when the user wants to {}.", "Tool to {}.", "Call this to {}.", "Function: {}.", "API: {}.", "Lets you {}.")
+_DRESSINGS = (
+    "Use this to {}.",
+    "Use it when the user wants to {}.",
+    "Tool to {}.",
+    "Call this to {}.",
+    "Function: {}.",
+    "API: {}.",
+    "Lets you {}.",
+)
 
 
 def camel_case(name: str) -> str:
@@ -168,7 +180,9 @@ def _split(text: str, mark: str = ";") -> tuple[str, ...]:
 
 def _parse_slot(line: str) -> Slot:
     """`- name! : keys : kind : descriptions : phrases [/ negative phrases] [: default]`; `?` marks an optional slot."""
-    head, keys, kind, descriptions, phrases, *default = (part.strip() for part in re.split(r"\s:\s", line[1:].strip() + " "))
+    head, keys, kind, descriptions, phrases, *default = (
+        part.strip() for part in re.split(r"\s:\s", line[1:].strip() + " ")
+    )
     positive, _, negative = phrases.partition(" / ")
     value: Any = default[0] if default else None
     if value is not None and kind.startswith(_INTEGERS):
@@ -206,7 +220,9 @@ def parse_frames(domain: str, text: str) -> list[Frame]:
             elif mark in ">?":
                 frame = replace(frame, asks=(*frame.asks, *(Ask(a, mark == ">") for a in _split(rest))))
             elif mark == "=":
-                frame = replace(frame, results=tuple((k, v) for k, v in (f.split(None, 1) for f in re.split(r",\s+", rest))))
+                frame = replace(
+                    frame, results=tuple((k, v) for k, v in (f.split(None, 1) for f in re.split(r",\s+", rest)))
+                )
             else:
                 raise ValueError(f"{domain}: a frame line begins with one of @ : - > ? = #, not with {line!r}")
             frames[-1] = frame
@@ -218,7 +234,8 @@ def domain_frames() -> tuple[Frame, ...]:
     """All hand-written frames. A file may hold several domains, each opened by a line `# domain NAME`."""
     frames: list[Frame] = []
     for text in read_domains().values():
-        domain, block = "", []
+        domain = ""
+        block: list[str] = []
         for line in [*text.splitlines(), "# domain "]:
             if line.startswith("# domain"):
                 frames.extend(parse_frames(domain, "\n".join(block)))

@@ -7,7 +7,6 @@ the model uses tools whose names, parameters and values it has never read.
 
 from __future__ import annotations
 
-import random
 import re
 import zlib
 from dataclasses import dataclass
@@ -15,12 +14,16 @@ from functools import lru_cache
 from importlib import resources
 from typing import Literal
 
+from openk2.training.data.dice import Dice
+
 Split = Literal["train", "held"]
 
 _HELD_SHARE = 6
 """One word in this many is held out."""
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z bl br cl cr dr fl fr gl gr kr pl pr sk sl sn sp st tr th sh ch qu x y".split()
+_ONSETS = (
+    "b c d f g h j k l m n p r s t v w z bl br cl cr dr fl fr gl gr kr pl pr sk sl sn sp st tr th sh ch qu x y".split()
+)
 _NUCLEI = "a e i o u a e i o u ai ea ee io oa oo ou au".split()
 _CODAS = ["", "", "", "", "n", "r", "s", "l", "m", "t", "k", "x", "nd", "rk", "st", "lt", "p", "d"]
 
@@ -39,7 +42,11 @@ def read_words(name: str) -> str:
 def read_domains() -> dict[str, str]:
     """All hand-written frame files, by file name."""
     folder = resources.files(__package__).joinpath("domains")
-    return {f.name: f.read_text(encoding="utf-8") for f in sorted(folder.iterdir(), key=lambda f: f.name) if f.name.endswith(".txt")}
+    return {
+        f.name: f.read_text(encoding="utf-8")
+        for f in sorted(folder.iterdir(), key=lambda f: f.name)
+        if f.name.endswith(".txt")
+    }
 
 
 @lru_cache(maxsize=1)
@@ -75,7 +82,7 @@ class Lexicon:
         """Does a composed string (a code, a date, an invented word) belong to this part?"""
         return (hash_says_held(text) and text not in hand_written_words()) == (self.split == "held")
 
-    def nonce(self, rng: random.Random) -> str:
+    def nonce(self, rng: Dice) -> str:
         """An invented, pronounceable lower-case word of this part."""
         while True:
             word = "".join(rng.choice(_ONSETS) + rng.choice(_NUCLEI) for _ in range(rng.choice((1, 2, 2, 2, 3))))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 from dataclasses import dataclass
 from typing import Any
 
+from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Slot, Tool
-from openk2.training.data.values import Value, Values
+from openk2.training.data.value import Value
+from openk2.training.data.values import Values
 
 _CHOICE = re.compile(r"\(([^()]*)\)")
 _IMPLIED = re.compile(r"\[(\w+)=([^\]]*)\]")
@@ -20,13 +21,45 @@ _BEFORE = (
     "would you {}", "hey, {}", "hi, {}", "ok, {}", "now {}", "help me {}", "I need to {}", "would you mind, {}", "let's {}", "go ahead and {}", "quickly {}", "time to {}",
     "hello, can you {}", "I have to {}", "will you {}", "just {}", "you should {}", "kindly {}", "try to {}",
 )  # fmt: skip
-_QUESTIONS = ("can ", "could ", "would ", "will ", "what", "which", "how", "where", "when", "who", "is ", "are ", "do ", "does ", "did ", "any ", "have ", "should ", "may ", "hello, can")
+_QUESTIONS = (
+    "can ",
+    "could ",
+    "would ",
+    "will ",
+    "what",
+    "which",
+    "how",
+    "where",
+    "when",
+    "who",
+    "is ",
+    "are ",
+    "do ",
+    "does ",
+    "did ",
+    "any ",
+    "have ",
+    "should ",
+    "may ",
+    "hello, can",
+)
 _ASIDES = (
     "Sorry to bother you.", "It's urgent.", "I'm in a hurry.", "My boss is waiting.", "I don't have much time.", "It's for a friend.", "I hope you can help.", "We talked about it yesterday.",
     "I tried it myself but failed.", "No rush.", "This is important.", "I have a question.", "I'm new here.", "Good morning.", "It's me again.", "You know what I mean.", "I promised it.",
     "I almost forgot.", "My colleague asked me.", "It should not take long.", "Let me know when it's done.", "I'm on the road.", "Nobody else can do it.",
 )  # fmt: skip
-_AFTER = (" please", ", please", " for me", " now", ", thanks", " right away", " asap", " if you can", " thanks", " quickly")
+_AFTER = (
+    " please",
+    ", please",
+    " for me",
+    " now",
+    ", thanks",
+    " right away",
+    " asap",
+    " if you can",
+    " thanks",
+    " quickly",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +76,11 @@ class Request:
     @property
     def arguments(self) -> dict[str, Any]:
         """By parameter name, in sorted order."""
-        return {key: self.values[slot].value for slot, key in sorted(self.tool.keys.items(), key=lambda item: item[1]) if slot in self.values}
+        return {
+            key: self.values[slot].value
+            for slot, key in sorted(self.tool.keys.items(), key=lambda item: item[1])
+            if slot in self.values
+        }
 
     @property
     def arguments_json(self) -> str:
@@ -55,7 +92,7 @@ def dump(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def expand(text: str, rng: random.Random) -> str:
+def expand(text: str, rng: Dice) -> str:
     """Resolve the choices `(a|b)` of a pattern, innermost first."""
     while "(" in text:
         text, n = _CHOICE.subn(lambda m: rng.choice(m.group(1).split("|")), text)
@@ -64,7 +101,7 @@ def expand(text: str, rng: random.Random) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def add_phrase(phrase: str, surface: str, rng: random.Random) -> str:
+def add_phrase(phrase: str, surface: str, rng: Dice) -> str:
     """`on {}` and `Friday` -> `on Friday`; but `on {}` and `tomorrow` -> `tomorrow`."""
     phrase = expand(phrase, rng)
     if phrase == "on {}" and surface.startswith(_RELATIVE_DAYS):
@@ -111,7 +148,7 @@ def make_request(
     fixed = fixed or {}
     slots = {s.name: s for s in tool.slots}
     asks = tool.frame.asks
-    for attempt in range(30):
+    for _ in range(30):
         ask = asks[int(rng.random() * len(asks))]
         text = expand(ask.text, rng)
         implied = dict(_IMPLIED.findall(text))
@@ -157,9 +194,13 @@ def make_request(
     return Request(text if plain else polish(text, ask.imperative, rng, value_first), tool, given, value_first)
 
 
-def _without(text: str, slot: Slot, tool: Tool, rng: random.Random) -> str:
+def _without(text: str, slot: Slot, tool: Tool, rng: Dice) -> str:
     """The pattern without a slot: `weather in {city}` -> `weather`, `call {contact}` -> `call a contact`."""
-    gone = re.sub(rf"(?:^| )(?:in|for|at|to|into|of|from|on|with|by|as|about|near|around|called|named|titled|saying|that|under)(?: the)? \{{{slot.name}(?:@\w+)?\}}(?=$| (?:and|on|at|for|in|to|by)\b)", "", text)
+    gone = re.sub(
+        rf"(?:^| )(?:in|for|at|to|into|of|from|on|with|by|as|about|near|around|called|named|titled|saying|that|under)(?: the)? \{{{slot.name}(?:@\w+)?\}}(?=$| (?:and|on|at|for|in|to|by)\b)",
+        "",
+        text,
+    )
     if gone != text and gone.strip():
         return gone.strip()
     thing = spaced(tool.keys[slot.name])
@@ -180,7 +221,7 @@ def _typed(raw: str, slot: Slot) -> Any:
     return float(raw) if kind == "number" else raw
 
 
-def polish(text: str, imperative: bool, rng: random.Random, value_first: bool = False) -> str:
+def polish(text: str, imperative: bool, rng: Dice, value_first: bool = False) -> str:
     """Politeness, a capital letter and an end mark, each only sometimes. `value_first`: the text begins with a value, whose case must stay."""
     if imperative and rng.random() < 0.4:
         text = rng.choice(_BEFORE).replace("{}", text)

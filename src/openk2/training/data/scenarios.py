@@ -2,111 +2,13 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from openk2.chat.messages import Message, ToolCall, ToolSpec
-from openk2.training.data.builtin import builtin_result
-from openk2.training.data.frames import Slot, Tool
-from openk2.training.data.lexicon import Lexicon
+from openk2.training.data.dice import Dice
+from openk2.training.data.frames import Slot
 from openk2.training.data.requests import Request, add_phrase, dump, make_request, polish, spaced
-from openk2.training.data.values import Value, Values
-
-NO_TOOL = "Sorry, I have no tool for that."
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One training example."""
-
-    kind: str
-    """What its first turn teaches, such as `single` or `chain`; see `stream.KINDS`."""
-    tools: tuple[ToolSpec, ...]
-    messages: tuple[Message, ...]
-
-
-@dataclass
-class Script:
-    """A conversation being written."""
-
-    tools: Sequence[Tool]
-    values: Values
-    lex: Lexicon
-    messages: list[Message] = field(default_factory=list)
-    calls: int = 0
-    last: Request | None = None
-    """The latest single request, for follow-ups."""
-    ending: bool = False
-    """This is the last turn: it may end with the call, to teach more calls in as many tokens."""
-
-    @property
-    def rng(self) -> random.Random:
-        return self.values.rng
-
-    def user(self, text: str) -> None:
-        self.messages.append(Message("user", text))
-
-    def say(self, text: str) -> None:
-        self.messages.append(Message("assistant", text))
-
-    def call(self, *calls: tuple[str, str]) -> list[ToolCall]:
-        made = [ToolCall(f"functions.{name}:{self.calls + i}", name, arguments) for i, (name, arguments) in enumerate(calls)]
-        self.calls += len(made)
-        self.messages.append(Message("assistant", None, tool_calls=tuple(made)))
-        return made
-
-    def result(self, call: ToolCall, content: str) -> None:
-        named = call.name if self.rng.random() < 0.3 else None
-        self.messages.append(Message("tool", content, name=named, tool_call_id=call.id))
-
-
-# Results and what is said about them
-
-
-def invent_result(request: Request, script: Script) -> tuple[Any, str]:
-    """A result of the call for `request`, as a JSON value or a text, and the sentence that reports it."""
-    rng, values, tool = script.rng, script.values, request.tool
-    if tool.frame.domain == "builtin":
-        return builtin_result(request, values)
-    fields = tool.frame.results
-    if not fields:
-        done = rng.choice(({"status": "ok"}, {"ok": True}, "ok", "done", {"success": True}, {"result": "ok"}, "", {}, None))
-        return done, "Done."
-    if fields[0][0] == "items":
-        items = values.draw(fields[0][1]).value if rng.random() > 0.08 else []
-        wrapped = items if rng.random() < 0.5 else {rng.choice(("results", "items", "matches")): items}
-        return wrapped, f"I found {listed(items)}." if items else "I found nothing."
-    if fields[0][0] == "text":
-        text = values.draw(fields[0][1]).value
-        return (text if rng.random() < 0.5 else {rng.choice(("result", "text", "output")): text}), f"{text}"
-    record = {name: values.draw(kind).value for name, kind in fields}
-    if rng.random() < 0.5:
-        record = dict(rng.sample(sorted(record.items()), len(record)))
-    return record, report(record)
-
-
-def report(record: Mapping[str, Any]) -> str:
-    """`The city is Oslo and the count is 3.`"""
-    said = listed([f"the {name.replace('_', ' ')} is {show(value)}" for name, value in record.items()])
-    return said[0].upper() + said[1:] + "."
-
-
-def show(value: Any) -> str:
-    return value if isinstance(value, str) else dump(value)
-
-
-def listed(parts: Sequence[Any]) -> str:
-    texts = [show(p) for p in parts]
-    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
-
-
-def as_content(result: Any, rng: random.Random) -> str:
-    return result if isinstance(result, str) else "" if result is None else dump(result)
-
-
-# Turns
+from openk2.training.data.script import NO_TOOL, Script, as_content, invent_result
+from openk2.training.data.value import Value
 
 
 def single(script: Script) -> None:
@@ -148,14 +50,33 @@ def follow_up(script: Script) -> None:
     words = add_phrase(rng.choice(slot.phrases), value.surface, rng).lstrip(",: ") if slot.phrases else value.surface
     if not others and rng.random() < 0.6:
         words = value.surface
-    text = rng.choice(("and {}", "what about {}", "how about {}", "now {}", "the same {}", "and now {}", "same again {}", "also {}", "{} too", "and {} please", "then {}", "do it again {}"))
-    request = Request(polish(text.replace("{}", words), False, rng, text.startswith("{")), last.tool, {**last.values, slot.name: value})
+    text = rng.choice(
+        (
+            "and {}",
+            "what about {}",
+            "how about {}",
+            "now {}",
+            "the same {}",
+            "and now {}",
+            "same again {}",
+            "also {}",
+            "{} too",
+            "and {} please",
+            "then {}",
+            "do it again {}",
+        )
+    )
+    request = Request(
+        polish(text.replace("{}", words), False, rng, text.startswith("{")),
+        last.tool,
+        {**last.values, slot.name: value},
+    )
     script.user(request.text)
     finish(script, [request])
     script.last = request
 
 
-def _joined(requests: Sequence[Request], rng: random.Random) -> str:
+def _joined(requests: Sequence[Request], rng: Dice) -> str:
     """Independent requests in one message."""
     texts = [r.text for r in requests]
     style = rng.random()
@@ -167,7 +88,9 @@ def _joined(requests: Sequence[Request], rng: random.Random) -> str:
     elif style < 0.85:
         text = ". ".join(r.text if r.value_first else r.text[:1].upper() + r.text[1:] for r in requests)
     else:
-        text = rng.choice(("three things: ", "a few things: ", "two things: ", "I need several things: ", "do these: ", "at once: ")) + rng.choice((", ", "; ")).join(texts)
+        text = rng.choice(
+            ("three things: ", "a few things: ", "two things: ", "I need several things: ", "do these: ", "at once: ")
+        ) + rng.choice((", ", "; ")).join(texts)
     return text
 
 
@@ -180,8 +103,20 @@ def parallel_same(script: Script) -> None:
     tool = rng.choice(candidates)
     number = rng.choice((2, 2, 2, 3, 3, 4))
     first = make_request(tool, script.values, plain=True, optional=0.15)
-    varied = [s for s in tool.slots if s.name in first.values and s.kind != "bool" and not s.options and first.values[s.name].surface in first.text and not s.schema().get("items")]
-    tails = [s for s in varied if first.text.count(first.values[s.name].surface) == 1 and _can_be_listed(s, first.values[s.name])]
+    varied = [
+        s
+        for s in tool.slots
+        if s.name in first.values
+        and s.kind != "bool"
+        and not s.options
+        and first.values[s.name].surface in first.text
+        and not s.schema().get("items")
+    ]
+    tails = [
+        s
+        for s in varied
+        if first.text.count(first.values[s.name].surface) == 1 and _can_be_listed(s, first.values[s.name])
+    ]
     if tails and rng.random() < 0.65:
         slot = rng.choice(tails)
         surface = first.values[slot.name].surface
@@ -192,7 +127,9 @@ def parallel_same(script: Script) -> None:
                 several.append(value)
                 seen.add(dump(value.value))
         words = [v.surface for v in several]
-        text = first.text.replace(surface, ", ".join(words[:-1]) + rng.choice((" and ", " and ", ", ", " and also ", ", and ")) + words[-1])
+        text = first.text.replace(
+            surface, ", ".join(words[:-1]) + rng.choice((" and ", " and ", ", ", " and also ", ", and ")) + words[-1]
+        )
         if rng.random() < 0.1 and len(several) == 2:
             text = first.text.replace(surface, f"both {words[0]} and {words[1]}")
         requests = [Request(first.text, tool, {**first.values, slot.name: v}) for v in several]
@@ -206,12 +143,18 @@ def parallel_same(script: Script) -> None:
         text = _joined(requests, rng)
     if len(requests) < 2:
         return single(script)
-    script.user(polish(text, False, rng, value_first=True) if rng.random() < 0.5 else polish(text, True, rng, value_first=first.value_first))
+    script.user(
+        polish(text, False, rng, value_first=True)
+        if rng.random() < 0.5
+        else polish(text, True, rng, value_first=first.value_first)
+    )
     finish(script, requests)
     script.last = None
 
 
-_FREE_TEXT = frozenset(("said", "text", "phrase", "title", "quoted", "song", "topic", "artist", "command", "sql", "expression"))
+_FREE_TEXT = frozenset(
+    ("said", "text", "phrase", "title", "quoted", "song", "topic", "artist", "command", "sql", "expression")
+)
 
 
 def _can_be_listed(slot: Slot, value: Value) -> bool:
@@ -225,7 +168,9 @@ def parallel_different(script: Script) -> None:
     if len(script.tools) < 2:
         return single(script)
     number = min(len(script.tools), rng.choice((2, 2, 3, 3, 3)))
-    requests = [make_request(t, script.values, plain=True, optional=0.15) for t in rng.sample(list(script.tools), number)]
+    requests = [
+        make_request(t, script.values, plain=True, optional=0.15) for t in rng.sample(list(script.tools), number)
+    ]
     script.user(polish(_joined(requests, rng), False, rng, value_first=True))
     finish(script, requests)
     script.last = None
@@ -246,7 +191,21 @@ def missing(script: Script) -> None:
         value = script.values.draw(slot.kind)
         script.user(partial.text)
         script.say(f"Please tell me the {spaced(tool.keys[slot.name])}.")
-        words = rng.choice((value.surface, value.surface, "{}", "it is {}", "{} please", "{}, please", "use {}", "take {}", "the {k} is {}", "let's say {}", "{k}: {}")).replace("{k}", spaced(tool.keys[slot.name]))
+        words = rng.choice(
+            (
+                value.surface,
+                value.surface,
+                "{}",
+                "it is {}",
+                "{} please",
+                "{}, please",
+                "use {}",
+                "take {}",
+                "the {k} is {}",
+                "let's say {}",
+                "{k}: {}",
+            )
+        ).replace("{k}", spaced(tool.keys[slot.name]))
         script.user(words.replace("{}", value.surface))
         request = Request(partial.text, tool, {**partial.values, slot.name: value})
         finish(script, [request])
@@ -261,19 +220,69 @@ def error(script: Script) -> None:
     request = make_request(rng.choice(script.tools), script.values)
     script.user(request.text)
     (call,) = script.call((request.tool.name, request.arguments_json))
-    correctable = [(s, k) for s, k in request.tool.keys.items() if s in request.values and isinstance(request.values[s].value, str) and request.values[s].verbatim]
+    correctable = [
+        (s, k)
+        for s, k in request.tool.keys.items()
+        if s in request.values and isinstance(request.values[s].value, str) and request.values[s].verbatim
+    ]
     style = rng.random()
     if style < 0.3:
-        script.result(call, _error_text(rng, rng.choice(("timeout, try again", "temporarily unavailable, please retry", "connection lost, try again", "busy, retry", "rate limit, retry", "server error, try again"))))
+        script.result(
+            call,
+            _error_text(
+                rng,
+                rng.choice(
+                    (
+                        "timeout, try again",
+                        "temporarily unavailable, please retry",
+                        "connection lost, try again",
+                        "busy, retry",
+                        "rate limit, retry",
+                        "server error, try again",
+                    )
+                ),
+            ),
+        )
         retried = request
     elif style < 0.65 and correctable:
         slot, key = rng.choice(correctable)
         value = script.values.draw(request.tool.frame.slot(slot).kind)
-        told = rng.choice(("unknown {k} '{old}', did you mean '{new}'?", "no {k} {old}. Did you mean {new}?", "{k} not found: {old}; closest match: {new}", "invalid {k}, use {new}", "{old} does not exist, try {new}"))
-        script.result(call, _error_text(rng, told.replace("{k}", key).replace("{old}", str(request.values[slot].value)).replace("{new}", str(value.value))))
+        told = rng.choice(
+            (
+                "unknown {k} '{old}', did you mean '{new}'?",
+                "no {k} {old}. Did you mean {new}?",
+                "{k} not found: {old}; closest match: {new}",
+                "invalid {k}, use {new}",
+                "{old} does not exist, try {new}",
+            )
+        )
+        script.result(
+            call,
+            _error_text(
+                rng,
+                told.replace("{k}", key)
+                .replace("{old}", str(request.values[slot].value))
+                .replace("{new}", str(value.value)),
+            ),
+        )
         retried = Request(request.text, request.tool, {**request.values, slot: value})
     else:
-        cause = rng.choice(("not found", "permission denied", "no access", "not allowed", "account locked", "quota exceeded", "service is down", "does not exist", "already done", f"no {script.values.draw('word').value} left", "not available in this region", "invalid request"))
+        cause = rng.choice(
+            (
+                "not found",
+                "permission denied",
+                "no access",
+                "not allowed",
+                "account locked",
+                "quota exceeded",
+                "service is down",
+                "does not exist",
+                "already done",
+                f"no {script.values.draw('word').value} left",
+                "not available in this region",
+                "invalid request",
+            )
+        )
         script.result(call, _error_text(rng, cause))
         script.say(f"That did not work: {cause}.")
         return
@@ -284,8 +293,10 @@ def error(script: Script) -> None:
     script.last = retried
 
 
-def _error_text(rng: random.Random, cause: str) -> str:
-    return rng.choice((dump({"error": cause}), f"Error: {cause}", f"error: {cause}", dump({"status": "error", "message": cause})))
+def _error_text(rng: Dice, cause: str) -> str:
+    return rng.choice(
+        (dump({"error": cause}), f"Error: {cause}", f"error: {cause}", dump({"status": "error", "message": cause}))
+    )
 
 
 def no_fit(script: Script, elsewhere: Callable[[], str]) -> None:
@@ -301,6 +312,10 @@ def small_talk(script: Script, lines: Sequence[tuple[tuple[str, ...], str]]) -> 
     if rng.random() < 0.5:
         text = text[0].upper() + text[1:]
     if rng.random() < 0.6:
-        text += "?" if text.lower().startswith(("who", "what", "how", "are", "is ", "do ", "can", "where", "which")) else rng.choice(("!", ".", ""))
+        text += (
+            "?"
+            if text.lower().startswith(("who", "what", "how", "are", "is ", "do ", "can", "where", "which"))
+            else rng.choice(("!", ".", ""))
+        )
     script.user(text)
     script.say(answer)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -16,7 +15,17 @@ from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Frame, Tool, domain_frames
 from openk2.training.data.lexicon import Lexicon, Split, lexicon, read_words
 from openk2.training.data.requests import make_request
-from openk2.training.data.scenarios import Conversation, Script, error, follow_up, missing, no_fit, parallel_different, parallel_same, single, small_talk
+from openk2.training.data.scenarios import (
+    error,
+    follow_up,
+    missing,
+    no_fit,
+    parallel_different,
+    parallel_same,
+    single,
+    small_talk,
+)
+from openk2.training.data.script import Conversation, Script
 from openk2.training.data.values import Values
 
 KINDS = ("single", "follow_up", "parallel_same", "parallel_different", "chain", "error", "missing", "no_fit", "chat")
@@ -24,14 +33,53 @@ KINDS = ("single", "follow_up", "parallel_same", "parallel_different", "chain", 
 _STAGE_KINDS: tuple[dict[str, float], ...] = (
     {"single": 1.0},
     {"single": 0.8, "no_fit": 0.12, "follow_up": 0.08},
-    {"single": 0.37, "parallel_same": 0.11, "parallel_different": 0.13, "chain": 0.08, "error": 0.06, "missing": 0.08, "no_fit": 0.11, "chat": 0.06},
-    {"single": 0.37, "parallel_same": 0.10, "parallel_different": 0.13, "chain": 0.09, "error": 0.06, "missing": 0.08, "no_fit": 0.12, "chat": 0.05},
+    {
+        "single": 0.37,
+        "parallel_same": 0.11,
+        "parallel_different": 0.13,
+        "chain": 0.08,
+        "error": 0.06,
+        "missing": 0.08,
+        "no_fit": 0.11,
+        "chat": 0.06,
+    },
+    {
+        "single": 0.37,
+        "parallel_same": 0.10,
+        "parallel_different": 0.13,
+        "chain": 0.09,
+        "error": 0.06,
+        "missing": 0.08,
+        "no_fit": 0.12,
+        "chat": 0.05,
+    },
 )
 """Share of each kind among the first turns, by stage."""
 _STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
 _STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.15)
-_LATER = ("single", "single", "single", "single", "follow_up", "follow_up", "no_fit", "parallel_same", "parallel_different", "missing", "error", "chat")
-_SYSTEM = ("You are a helpful assistant.", "You are a helpful assistant with tools.", "Be brief.", "You help with daily tasks.", "Use the tools when needed.", "You are an assistant that calls tools.", "Answer briefly and use the tools.")
+_LATER = (
+    "single",
+    "single",
+    "single",
+    "single",
+    "follow_up",
+    "follow_up",
+    "no_fit",
+    "parallel_same",
+    "parallel_different",
+    "missing",
+    "error",
+    "chat",
+)
+_SYSTEM = (
+    "You are a helpful assistant.",
+    "You are a helpful assistant with tools.",
+    "Be brief.",
+    "You help with daily tasks.",
+    "Use the tools when needed.",
+    "You are an assistant that calls tools.",
+    "Answer briefly and use the tools.",
+)
 
 
 @lru_cache(maxsize=1)
@@ -69,13 +117,15 @@ def frames_by_domain() -> dict[str, tuple[Frame, ...]]:
 class _Plan:
     """The tools of one conversation and how to speak beside them."""
 
-    def __init__(self, rng: random.Random, lex: Lexicon, number: int, kind: str, builtin: float, composed: float):
+    def __init__(self, rng: Dice, lex: Lexicon, number: int, kind: str, builtin: float, composed: float):
         self.rng, self.lex, self.values = rng, lex, Values(rng, lex)
         self.link: tuple[Link, Tool, Tool] | None = None
         tools: list[Tool] = []
         self.seeds: list[Seed] = []
         if kind == "chain":
-            link = rng.choice(everyday_links()) if lex.split == "train" and rng.random() < 0.3 else compose_link(rng, lex)
+            link = (
+                rng.choice(everyday_links()) if lex.split == "train" and rng.random() < 0.3 else compose_link(rng, lex)
+            )
             first, second = Tool.spell(link.first, rng), Tool.spell(link.second, rng)
             if first.name != second.name:
                 self.link = (link, first, second)
@@ -106,10 +156,17 @@ class _Plan:
                 if frame.names[0] in meanings or meanings & rivals().get(frame.names[0], frozenset()):
                     continue
                 if rng.random() < 0.12:
-                    frame = replace(frame, slots=(*frame.slots, custom_slot(rng, lex, {k for s in frame.slots for k in s.keys}, False)))
+                    frame = replace(
+                        frame,
+                        slots=(*frame.slots, custom_slot(rng, lex, {k for s in frame.slots for k in s.keys}, False)),
+                    )
                 meanings.add(frame.names[0])
             else:
-                seed = near_seed(rng.choice(self.seeds), rng, lex) if self.seeds and rng.random() < 0.6 else draw_seed(rng, lex)
+                seed = (
+                    near_seed(rng.choice(self.seeds), rng, lex)
+                    if self.seeds and rng.random() < 0.6
+                    else draw_seed(rng, lex)
+                )
                 if any(s.noun == seed.noun and s.synset.kind == seed.synset.kind for s in self.seeds):
                     continue
                 self.seeds.append(seed)
@@ -140,12 +197,19 @@ class _Plan:
         return make_request(Tool.spell(compose(seed, rng, lex), rng), values).text
 
 
-def _write(kind: str, rng: random.Random, lex: Lexicon, stage: int, turns: int, builtin: float | None = None) -> Conversation:
+def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: float | None = None) -> Conversation:
     if kind == "chat" and rng.random() < 0.5:
         number = 0
     else:
         number = rng.choice(_STAGE_TOOLS[stage])
-    plan = _Plan(rng, lex, number, kind, (_STAGE_BUILTIN[stage] if number and builtin is None else builtin or 0.0) if number else 0.0, 0.5)
+    plan = _Plan(
+        rng,
+        lex,
+        number,
+        kind,
+        (_STAGE_BUILTIN[stage] if number and builtin is None else builtin or 0.0) if number else 0.0,
+        0.5,
+    )
     script = Script(plan.tools, plan.values, lex)
     if rng.random() < 0.2:
         script.messages.append(Message("system", rng.choice(_SYSTEM)))
@@ -171,7 +235,13 @@ def _turn(kind: str, script: Script, plan: _Plan) -> None:
     elif kind == "chain" and plan.link:
         chain(script, *plan.link)
     else:
-        {"follow_up": follow_up, "parallel_same": parallel_same, "parallel_different": parallel_different, "missing": missing, "error": error}.get(kind, single)(script)
+        {
+            "follow_up": follow_up,
+            "parallel_same": parallel_same,
+            "parallel_different": parallel_different,
+            "missing": missing,
+            "error": error,
+        }.get(kind, single)(script)
 
 
 def conversations(seed: int, split: Split = "train", stage: int = 3) -> Iterator[Conversation]:
@@ -189,7 +259,9 @@ def conversations(seed: int, split: Split = "train", stage: int = 3) -> Iterator
         yield _write(kind, rng, lex, stage, turns)
 
 
-def held_cases(seed: int, n: int, kind: str = "single", stage: int = 3) -> Iterator[tuple[tuple[ToolSpec, ...], tuple[Message, ...], Message]]:
+def held_cases(
+    seed: int, n: int, kind: str = "single", stage: int = 3
+) -> Iterator[tuple[tuple[ToolSpec, ...], tuple[Message, ...], Message]]:
     """`n` cases (tools, messages so far, expected assistant message) of `kind` from the held-out part.
 
     `kind`: one of `KINDS`, or `builtin`: single calls of the agent's own tools in phrasings that `train` never contains.
@@ -216,9 +288,17 @@ def texts_for_tokenizer(seed: int, n: int) -> Iterator[str]:
     given = 0
     while given < n:
         made = next(stream)
-        texts = [m.text for m in made.messages if m.text] + [c.arguments for m in made.messages for c in m.tool_calls] + [c.id for m in made.messages for c in m.tool_calls]
+        texts = (
+            [m.text for m in made.messages if m.text]
+            + [c.arguments for m in made.messages for c in m.tool_calls]
+            + [c.id for m in made.messages for c in m.tool_calls]
+        )
         if made.tools:
-            texts.append(json.dumps([dict(t.declaration) for t in made.tools], ensure_ascii=False, separators=(",", ":"), sort_keys=True))
+            texts.append(
+                json.dumps(
+                    [dict(t.declaration) for t in made.tools], ensure_ascii=False, separators=(",", ":"), sort_keys=True
+                )
+            )
         texts.append(" ".join(rng.choice(words) for _ in range(12)))
         for text in texts:
             if given < n:
