@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from openk2.errors import RequestError
+from openk2.errors import OpenK2Error, RequestError
 
 if TYPE_CHECKING:
     from openk2.agent import Agent, AgentResult
@@ -108,7 +108,9 @@ def result_chars(provider: ChatProvider) -> int:
     """
     from openk2.agent.toolset import DEFAULT_MAX_RESULT_CHARS
 
-    window: int | None = getattr(provider, "max_model_len", None)
+    window: int | None = None
+    with suppress(OpenK2Error):  # many endpoints do not tell; one that cannot be reached is reported by the run
+        window = getattr(provider, "max_model_len", None)
     if window is None:
         return DEFAULT_MAX_RESULT_CHARS
     return min(DEFAULT_MAX_RESULT_CHARS, max(500, window * 3 // 4))
