@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from openk2.agent.tools.calculate import calculate
 
+from openk2.agent.tools.arithmetic import calculate
 from openk2.chat.scripted import ScriptedCall, ScriptedProvider, ScriptedTurn
 from openk2.errors import ProviderError
 from openk2.server.page import DEMO_TOOLS, STATIC_FOLDER

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from openk2.errors import OpenK2Error
 from openk2.server.body import read_json
 from openk2.server.error_responses import body_of
 from openk2.server.metrics import Metrics
@@ -97,7 +98,8 @@ async def _lines(writer: ChunkWriter, first: ChoiceEvent, events: AsyncGenerator
             yield data_line(usage)
         yield DONE
     except Exception as error:
-        logger.error("a stream broke off: %s", error, exc_info=error)
+        is_bug = not isinstance(error, OpenK2Error)
+        logger.error("a stream broke off: %s", error, exc_info=error if is_bug else None)
         yield data_line(body_of(describe_failure(error)))
     finally:
         await events.aclose()
