@@ -198,3 +198,8 @@ def test_everyday_chains_link_fields_that_exist() -> None:
                 ("2", s.name) for s in link.second.slots if s.required and s.name != link.slot
             }
             assert required <= set(re.findall(r"\{([12])\.(\w+)\}", joint)), joint
+
+
+def test_no_verb_has_two_meanings() -> None:
+    verbs = [v for split in ("train", "held") for s in lexicon(split).synsets for v in s.verbs]  # type: ignore[arg-type]
+    assert len(verbs) == len(set(verbs))

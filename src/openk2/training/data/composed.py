@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -50,15 +51,14 @@ _RESULT_FIELDS = (
 @lru_cache(maxsize=2)
 def typed_slots(split: Split) -> tuple[Slot, ...]:
     """The parameters of `params.txt` with the spellings of this part."""
-    guard = hand_written_words()
+    common = hand_written_words() | frozenset(read_words("nouns.txt").split())
     slots = []
     for line in read_words("params.txt").splitlines():
-        keys, kind, descriptions, phrases = (part.strip() for part in line.split(" : ", 3))
-        mine = tuple(
-            k
-            for k in keys.split(",")
-            if (hash_says_held(k) and not guard.issuperset(k.split("_"))) == (split == "held")
-        )
+        spellings, kind, descriptions, phrases = (part.strip() for part in line.split(" : ", 3))
+        keys = [k for k in spellings.split(",") if k]
+        rare = sorted((k for k in keys if not common.issuperset(k.split("_"))), key=lambda k: zlib.crc32(k.encode()))
+        held = [k for k in rare if hash_says_held(k)] or rare[:1]
+        mine = tuple(k for k in keys if (k in held) == (split == "held"))
         if mine:
             slots.append(
                 Slot(
@@ -220,9 +220,11 @@ def _slots(rng: Dice, lex: Lexicon) -> tuple[Slot, ...]:
             key = rng.choice(keys)
             taken.add(key)
             words = key.replace("_", " ")
+            # An invented color or language could be either: it needs its name.
+            shown_by_look = lex.split == "train" or not slot.kind.startswith(("pick:", "language", "room", "products"))
             phrases = (
                 slot.phrases
-                if rng.random() < 0.7
+                if shown_by_look and rng.random() < 0.7
                 else tuple(rng.choice(_NAMED).replace("{k}", words).replace("{v}", "{}") for _ in range(2))
             )
             out.append(replace(slot, name=key, keys=(key,), phrases=phrases, required=required))
