@@ -1,7 +1,7 @@
 """The official `openai` client against the local server: a streamed chat, then a tool call.
 
-    openk2 serve &
-    python examples/openai_client.py
+openk2 serve &
+python examples/openai_client.py
 """
 
 from __future__ import annotations

@@ -122,9 +122,7 @@ def _pair(x: tuple[int, str]) -> None: ...
 def _keys(x: dict[int, str]) -> None: ...
 
 
-@pytest.mark.parametrize(
-    "function", [_positional, _variable, _keywords, _object, _bytes, _default, _pair, _keys]
-)
+@pytest.mark.parametrize("function", [_positional, _variable, _keywords, _object, _bytes, _default, _pair, _keys])
 def test_what_json_cannot_fill_is_refused_by_name(function: Callable[..., Any]) -> None:
     with pytest.raises(TypeError, match=rf"tool {function.__name__}.*x"):
         tool(function)

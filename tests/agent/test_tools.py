@@ -313,5 +313,3 @@ def test_a_random_walk_of_paths_never_leaves(folder: Path) -> None:
             assert place.resolve(path).is_relative_to(inside)
         except ToolError:
             continue
-
-

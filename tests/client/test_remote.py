@@ -83,9 +83,7 @@ async def test_everything_of_a_request_is_sent(endpoint: Any, streamed: Any) -> 
     assert body["tool_choice"] == {"type": "function", "function": {"name": "add"}}
     assert body["parallel_tool_calls"] is False
     sent = {"max_tokens": 5, "temperature": 0, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 0, "stop": ["x"]}
-    assert sent | {"ignore_eos": True, "topk": 4} == {
-        key: body[key] for key in (*sent, "ignore_eos", "topk")
-    }
+    assert sent | {"ignore_eos": True, "topk": 4} == {key: body[key] for key in (*sent, "ignore_eos", "topk")}
     assert "Authorization" not in endpoint.headers[0]
 
 
@@ -145,9 +143,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize(("status", "body", "kind", "part"), ERRORS)
-async def test_refusals(
-    status: int, body: Any, kind: type[OpenK2Error], part: str, endpoint: Any, reply: Any
-) -> None:
+async def test_refusals(status: int, body: Any, kind: type[OpenK2Error], part: str, endpoint: Any, reply: Any) -> None:
     endpoint.replies = [reply(body if isinstance(body, str) else json.dumps(body), status)]
     with pytest.raises(kind) as caught:
         await complete(RemoteProvider(endpoint.url, "m"))
@@ -203,9 +199,7 @@ async def test_retries_are_bounded(status: int, kind: type[OpenK2Error], endpoin
 
 async def test_retry_after(endpoint: Any, streamed: Any, reply: Any, pauses: list[float]) -> None:
     ok = streamed({"content": "ok", "finish_reason": "stop"})
-    endpoint.replies = [
-        reply("", 429, {"Retry-After": "7"}), reply("", 429, {"retry-after-ms": "250"}), ok
-    ]
+    endpoint.replies = [reply("", 429, {"Retry-After": "7"}), reply("", 429, {"retry-after-ms": "250"}), ok]
     await complete(RemoteProvider(endpoint.url, "m"))
     assert pauses == [7, 0.25]
     endpoint.asked.clear()

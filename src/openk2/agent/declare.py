@@ -1,12 +1,12 @@
 """Tools: a Python function and the declaration that the model is shown.
 
-    @tool
-    def fetch_weather(city: str, unit: Literal["C", "F"] = "C") -> str:
-        '''Tell the weather of a city.
+@tool
+def fetch_weather(city: str, unit: Literal["C", "F"] = "C") -> str:
+    '''Tell the weather of a city.
 
-        Args:
-            city: Name of the city.
-        '''
+    Args:
+        city: Name of the city.
+    '''
 """
 
 from __future__ import annotations

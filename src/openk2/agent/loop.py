@@ -176,6 +176,4 @@ class _Run:
             self.answered[key] = (result, count + 1 if last == result else 1)
 
     def result(self, reason: StopReason, detail: str) -> AgentResult:
-        return AgentResult(
-            self.text, reason, detail, self.turns, tuple(self.calls), tuple(self.messages), self.usage
-        )
+        return AgentResult(self.text, reason, detail, self.turns, tuple(self.calls), tuple(self.messages), self.usage)
