@@ -28,7 +28,7 @@ def take(n: int, split: str = "train", stage: int = 3, seed: int = 0) -> list[Co
 @pytest.fixture(scope="module", params=[("train", 0), ("train", 1), ("train", 2), ("train", 3), ("held", 3)])
 def sample(request: pytest.FixtureRequest) -> list[Conversation]:
     split, stage = request.param
-    return take(500, split, stage, seed=7)
+    return take(250, split, stage, seed=7)
 
 
 def test_every_call_is_valid_for_its_declaration(sample: list[Conversation]) -> None:
@@ -164,7 +164,7 @@ def test_held_builtin_requests_use_phrasings_that_training_lacks() -> None:
 def test_every_hand_written_pattern_can_be_spoken(frame: Frame) -> None:
     rng = Dice(5)
     values = Values(rng, lexicon("train"))
-    for _ in range(12):
+    for _ in range(8):
         tool = Tool.spell(frame, rng)
         request = make_request(tool, values)
         assert not re.search(r"[{}|\[\]]", request.text.replace("`", "")), request.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -56,8 +55,8 @@ def typed_slots(split: Split) -> tuple[Slot, ...]:
     for line in read_words("params.txt").splitlines():
         spellings, kind, descriptions, phrases = (part.strip() for part in line.split(" : ", 3))
         keys = [k for k in spellings.split(",") if k]
-        rare = sorted((k for k in keys if not common.issuperset(k.split("_"))), key=lambda k: zlib.crc32(k.encode()))
-        held = [k for k in rare if hash_says_held(k)] or rare[:1]
+        rare = [k for k in keys if not common.issuperset(k.split("_"))]
+        held = [k for k in rare if hash_says_held(k)] or rare[-1:]
         mine = tuple(k for k in keys if (k in held) == (split == "held"))
         if mine:
             slots.append(

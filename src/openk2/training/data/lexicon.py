@@ -106,7 +106,7 @@ def lexicon(split: Split) -> Lexicon:
         verbs = tuple(w.replace("_", " ") for w in words.split())
         rare = not any(part in guard for verb in verbs for part in verb.split())
         # A set is held as a whole, and only if it is hashed so by its line: a synonym must not leak from the other part.
-        held = rare and (zlib.crc32(words.strip().encode()) % 5 < 3)
+        held = rare and (zlib.crc32(words.strip().encode()) % 3 == 0)
         if held == (split == "held"):
             synsets.append(Synset(kind.strip(), verbs))
     synset_words = frozenset(p for line in read_words("verbs.txt").splitlines() for p in re.split(r"[\s_|]+", line))
