@@ -21,7 +21,7 @@ from openk2.ops import row_tiles
 
 QUERY_ROWS = 32
 KEY_TILE = 64
-GENERATED_ROWS = 8
+GENERATED_ROWS = 4
 """Generated tokens whose queries and outputs are folded with `kv_b_proj` in one product."""
 
 
@@ -126,6 +126,6 @@ def _generated(query_THC: Tensor, keys: Tensor, first: int, softmax_scale: float
 def _fold(x_THA: Tensor, weight_HAB: Tensor) -> Tensor:
     """Each head's rows times that head's matrix, in tiles of GENERATED_ROWS tokens: (T, H, B)."""
     T = x_THA.shape[0]
-    x = F.pad(x_THA, (0, 0, 0, 0, 0, _round_up(T, GENERATED_ROWS) - T))
+    x = row_tiles.pad_rows(x_THA, _round_up(T, GENERATED_ROWS))
     tiles = [torch.bmm(tile.transpose(0, 1), weight_HAB).transpose(0, 1) for tile in x.split(GENERATED_ROWS)]
     return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:T]

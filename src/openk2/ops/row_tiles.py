@@ -1,15 +1,16 @@
 """Linear layers whose every row is the same whatever the other rows are: for serving.
 
 A matrix library may sum one row's products in another order when the number of rows changes, so a token's numbers
-would depend on its batch mates. Here the rows go through in tiles of fixed sizes, padded with zeros. Which sizes agree
-with each other, in every row, is found by trying: a library's order of summation depends on shapes, never on values,
-so equal bits on random data prove a size for good.
+would depend on its batch mates. Here the rows go through in tiles of fixed sizes, padded. Which sizes agree with each
+other, in every row, is found by trying: a library's order of summation depends on shapes, never on values, so equal
+bits on random data prove a size for good.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 BASE_ROWS = 8
@@ -23,6 +24,8 @@ Spans = list[tuple[int, int]]
 _Shape = tuple[int, int, torch.dtype, int]
 _PROVEN: dict[_Shape, tuple[int, ...]] = {}
 """Tile sizes that agree on this machine, by (out, in, dtype, threads). A memo of what the library does."""
+_STACKS: dict[tuple[int, int, int, torch.dtype, int], bool] = {}
+"""What `stacks` found, by (count, out, in, dtype, threads)."""
 
 
 def tile_rows(weight: Tensor) -> tuple[int, ...]:
@@ -33,6 +36,22 @@ def tile_rows(weight: Tensor) -> tuple[int, ...]:
     if shape not in _PROVEN:
         _PROVEN[shape] = _prove(weight.shape[0], weight.shape[1], weight.dtype)
     return _PROVEN[shape]
+
+
+def stacks(count: int, weights: Tensor) -> bool:
+    """Whether a batched product with `count` of the matrices (E, out, in), in tiles of the smallest size, may be made.
+
+    It may where it gives the bits of single products.
+    """
+    key = (count, *weights.shape[1:], weights.dtype, torch.get_num_threads())
+    if key not in _STACKS:
+        generator = torch.Generator().manual_seed(0)
+        rows = tile_rows(weights[0])[-1]
+        stack = torch.randn(count, *weights.shape[1:], generator=generator).to(weights.dtype).transpose(1, 2)
+        x = torch.randn(count, rows, weights.shape[2], generator=generator).to(weights.dtype)
+        single = torch.stack([torch.mm(tile, weight) for tile, weight in zip(x, stack, strict=True)])
+        _STACKS[key] = torch.equal(torch.bmm(x, stack), single)
+    return _STACKS[key]
 
 
 def _prove(out_features: int, in_features: int, dtype: torch.dtype) -> tuple[int, ...]:
@@ -76,9 +95,27 @@ def matmul_into(x: Tensor, weight_t: Tensor, out: Tensor, spans: Spans) -> None:
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As `reference.linear`; row t of the result depends on row t of x alone."""
     rows = x.shape[0]
-    spans = tiles(0, rows, tile_rows(weight))
+    sizes = tile_rows(weight)
+    if 0 < rows <= sizes[-1]:
+        return torch.mm(pad_rows(x, sizes[-1]), weight.t())[:rows]
+    spans = tiles(0, rows, sizes)
     padded = sum(spans[-1]) if spans else 0
-    x = F.pad(x, (0, 0, 0, padded - rows)) if padded > rows else x.contiguous()
+    x = pad_rows(x, padded)
     out = x.new_empty(padded, weight.shape[0])
     matmul_into(x, weight.t(), out, spans)
     return out[:rows]
+
+
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """x with its last row repeated up to `rows` rows, contiguous: what the row holds is nobody's concern."""
+    if x.shape[0] == rows:
+        return x.contiguous()
+    if x.shape[0] == 1:
+        return x.expand(rows, *x.shape[1:]).contiguous()
+    return x.index_select(0, _padding_index(x.shape[0], rows, x.device))
+
+
+@lru_cache(maxsize=1024)
+def _padding_index(have: int, want: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.arange(want, device=device).clamp_(max=have - 1)
