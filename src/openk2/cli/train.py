@@ -11,7 +11,7 @@ import typer
 
 
 def command(
-    recipe: Annotated[Path, typer.Argument(help="Recipe file, such as recipes/k2-nano/recipe.toml.")],
+    recipe: Annotated[Path, typer.Argument(help="Recipe file, such as recipes/k2-nano/stage1.toml.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe value.")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,

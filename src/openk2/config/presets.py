@@ -116,7 +116,7 @@ def nano() -> ModelConfig:
         hidden_size=128,
         intermediate_size=384,
         moe_intermediate_size=32,
-        num_hidden_layers=4,
+        num_hidden_layers=6,
         num_attention_heads=4,
         q_lora_rank=64,
         kv_lora_rank=96,

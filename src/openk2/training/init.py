@@ -12,8 +12,54 @@ import math
 import torch
 from torch import Tensor
 
+from openk2.checkpoint import load_model
+from openk2.config import ModelConfig
+from openk2.errors import ConfigError
 from openk2.models import K2Model
 from openk2.models.attention import MLAttention
+
+OUTPUTS = ("o_proj.weight", "down_proj.weight", "down_proj")
+"""How the names of the matrices that write to the residual stream end."""
+
+
+def first_model(config: ModelConfig, init: str, seed: int) -> K2Model:
+    """A float32 model before its first step; `init` is `structured`, `random`, or a checkpoint folder to go on from.
+
+    Raises ConfigError when the checkpoint is of another architecture. Fewer layers are no difference: it is grown.
+    """
+    model = K2Model(config).float()
+    if init == "structured":
+        structured_init_(model, seed)
+    elif init == "random":
+        random_init_(model, seed)
+    else:
+        source = load_model(init, dtype=torch.float32)
+        theirs, ours = source.config.to_hf(), config.to_hf()
+        free = {"torch_dtype", "num_hidden_layers"}
+        differing = [k for k, v in theirs.items() if ours.get(k) != v and k not in free]
+        if differing or source.config.num_hidden_layers > config.num_hidden_layers:
+            names = ", ".join(differing) or "num_hidden_layers"
+            raise ConfigError(f"{init} differs from the recipe's model in {names}", param="init")
+        grow_(model, source, seed)
+    return model
+
+
+@torch.no_grad()
+def grow_(model: K2Model, source: K2Model, seed: int) -> None:
+    """Give `model` the weights of `source`, which may have fewer layers.
+
+    The added layers stand before the last one and write nothing to the residual stream at first: the grown model
+    computes what the source computes.
+    """
+    random_init_(model, seed)
+    added = model.config.num_hidden_layers - source.config.num_hidden_layers
+    last = source.config.num_hidden_layers - 1
+    targets = dict(model.named_parameters())
+    for name, parameter in targets.items():
+        if name.endswith(OUTPUTS):
+            parameter.zero_()
+    for name, parameter in source.named_parameters():
+        targets[name.replace(f"layers.{last}.", f"layers.{last + added}.")].copy_(parameter)
 
 
 @torch.no_grad()
@@ -32,7 +78,7 @@ def random_init_(model: K2Model, seed: int) -> None:
             std = parameter.shape[-1] ** -0.5
             if "embed_tokens" in name or "lm_head" in name:
                 std = model.config.initializer_range
-            elif name.endswith(("o_proj.weight", "down_proj.weight", "down_proj")):
+            elif name.endswith(OUTPUTS):
                 std *= 0.1
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 

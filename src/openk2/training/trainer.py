@@ -14,12 +14,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from openk2.checkpoint import load_model
-from openk2.errors import CheckpointError, ConfigError
-from openk2.models import K2Model
+from openk2.errors import CheckpointError
 from openk2.training.balance import imbalance, update_router_bias_
 from openk2.training.data import Conversation
-from openk2.training.init import random_init_, structured_init_
+from openk2.training.init import first_model
 from openk2.training.muon import MuonClip
 from openk2.training.qk_clip import qk_clip_
 from openk2.training.recipe import Recipe
@@ -35,7 +33,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, source: BatchSource, folder: Path, *, device: str = "cpu") -> None:
         self.recipe, self.source, self.folder, self.device = recipe, source, folder, device
-        self.model = first_model(recipe).to(device)
+        self.model = first_model(recipe.model, recipe.init, recipe.seed).to(device)
         o = recipe.optimizer
         self.optimizer = MuonClip(
             self.model,
@@ -168,22 +166,6 @@ class Trainer:
             group["base_lr"] = rate  # the recipe's, which may have been changed for this stretch of the run
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         return True
-
-
-def first_model(recipe: Recipe) -> K2Model:
-    """The model before its first step, in float32.
-
-    Raises ConfigError when the recipe goes on from a checkpoint of another architecture.
-    """
-    if recipe.init not in ("structured", "random"):
-        model = load_model(recipe.init, dtype=torch.float32)
-        theirs, ours = model.config.to_hf(), recipe.model.to_hf()
-        if differing := [k for k, v in theirs.items() if ours.get(k) != v and k != "torch_dtype"]:
-            raise ConfigError(f"{recipe.init} differs from the recipe's model in {', '.join(differing)}", param="init")
-        return model.train()
-    model = K2Model(recipe.model).float()
-    (structured_init_ if recipe.init == "structured" else random_init_)(model, recipe.seed)
-    return model
 
 
 def crossed(before: int, after: int, interval: int) -> bool:
