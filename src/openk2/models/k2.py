@@ -47,9 +47,12 @@ class Backbone(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self._inv_freq: Tensor | None = None  # not a buffer: a cast of the model must not round it
 
     def forward(self, input_ids: Tensor, batch: ForwardBatch, kv_cache: Sequence[Tensor] | None = None) -> Tensor:
-        rotary = rotary_tables(batch.positions, inv_freq(self.config).to(input_ids.device), self.config)
+        if self._inv_freq is None or self._inv_freq.device != input_ids.device:
+            self._inv_freq = inv_freq(self.config).to(input_ids.device)
+        rotary = rotary_tables(batch.positions, self._inv_freq, self.config)
         h = self.embed_tokens(input_ids)
         for index, layer in enumerate(self.layers):
             h = layer(h, batch, rotary, None if kv_cache is None else kv_cache[index])
