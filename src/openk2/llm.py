@@ -392,7 +392,8 @@ class _Source:
         digest = hashlib.sha256(repr(sorted(self.config.to_hf().items(), key=str)).encode())
         for file in () if self.folder is None else sorted(self.folder.glob("*.safetensors")):
             with file.open("rb") as weights:
-                digest.update(f"{file.name}:{file.stat().st_size}:".encode() + weights.read(1 << 25))
+                size = file.stat().st_size
+                digest.update(f"{file.name}:{size}:".encode() + weights.read(size if size < 1 << 26 else 1 << 20))
         return digest.hexdigest()[:16]
 
 
