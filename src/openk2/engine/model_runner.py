@@ -8,9 +8,13 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from openk2.engine.block_manager import NULL_BLOCK
 from openk2.engine.kv_cache import LatentCache
 from openk2.engine.scheduler import Chunk
 from openk2.models import ForwardBatch, K2Model, PagedBatch
+
+TABLE_MARGIN = 64
+"""Tokens past the context that a block table has entries for, where rounding up is cheaper than cutting off."""
 
 
 class ModelRunner:
@@ -47,8 +51,10 @@ class ModelRunner:
                 slots.append(request.blocks[position // size] * size + position % size)
                 generated.append(position >= request.num_prompt_tokens)
                 budget.append(topk if generated[-1] else trained)
-        widest = max(-(-chunk.end // size) for chunk in chunks)
-        tables = [(chunk.request.blocks + [0] * widest)[:widest] for chunk in chunks]
+        # Attention reads whole key tiles; past the context it may read the null block.
+        longest = max(chunk.end for chunk in chunks)
+        widest = -(-longest // size) + -(-TABLE_MARGIN // size)
+        tables = [(chunk.request.blocks + [NULL_BLOCK] * widest)[:widest] for chunk in chunks]
         paged = PagedBatch(
             slot_mapping=torch.tensor(slots, device=self.device),
             block_tables=torch.tensor(tables, device=self.device),

@@ -81,10 +81,11 @@ def paged_attention(
 def _cached(kv_cache: Tensor, block_table: Tensor, context: int, multiple: int) -> Tensor:
     """The sequence's first `context` rows of the cache, then zeros up to whole query and key tiles: (L, C + R)."""
     length = _round_up(_round_up(context, multiple), KEY_TILE)
-    rows = kv_cache.index_select(0, block_table[: -(-context // kv_cache.shape[1])]).flatten(0, 1)
+    rows = kv_cache.index_select(0, block_table[: -(-length // kv_cache.shape[1])]).flatten(0, 1)
     # What lies past the context is another's, and may be NaN, which a weight of 0 does not silence.
     rows[context:] = 0
-    return F.pad(rows, (0, 0, 0, length - rows.shape[0])) if rows.shape[0] < length else rows[:length]
+    have = rows.shape[0]
+    return F.pad(rows, (0, 0, 0, length - have)) if have < length else rows if have == length else rows[:length]
 
 
 def _prompt(
@@ -127,5 +128,7 @@ def _fold(x_THA: Tensor, weight_HAB: Tensor) -> Tensor:
     """Each head's rows times that head's matrix, in tiles of GENERATED_ROWS tokens: (T, H, B)."""
     T = x_THA.shape[0]
     x = row_tiles.pad_rows(x_THA, _round_up(T, GENERATED_ROWS))
+    if T <= GENERATED_ROWS:
+        return torch.bmm(x.transpose(0, 1), weight_HAB).transpose(0, 1)[:T]
     tiles = [torch.bmm(tile.transpose(0, 1), weight_HAB).transpose(0, 1) for tile in x.split(GENERATED_ROWS)]
-    return (tiles[0] if len(tiles) == 1 else torch.cat(tiles))[:T]
+    return torch.cat(tiles)[:T]

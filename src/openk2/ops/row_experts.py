@@ -6,6 +6,8 @@ token's result depends on that token alone. Routes and weights are read on the h
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
@@ -14,21 +16,32 @@ from openk2.ops.row_pointwise import silu_mul
 
 FEW_TOKENS = 2
 MOST_GATHERED_BYTES = 4 << 20
-"""Of one expert stack, for one token."""
+"""Of an expert stack, for one token: beyond it, the copy costs more than the calls it saves."""
+MOST_STACKED_BYTES = 8 << 20
+"""Of an expert stack that goes whole through one product, the experts that nobody chose included."""
 
 
 def moe_experts(
     x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
 ) -> Tensor:
-    """As `reference.moe_experts`. Pairs of weight 0, past a token's budget, are not computed."""
+    """As `reference.moe_experts`. Pairs of weight 0, past a token's budget, are not computed.
+
+    Every way through gives the same bits; which one is taken is a matter of speed.
+    """
+    E = gate_up_proj.shape[0]
     if x_TD.shape[0] <= FEW_TOKENS:
         counts = [_leading_nonzero(weights) for weights in topk_weights.tolist()]
-        if all(count and _gathers(count, gate_up_proj, down_proj) for count in counts):
+        if all(counts) and _gathers(max(counts), counts, gate_up_proj, down_proj):
             tokens = zip(x_TD.split(1), topk_ids, topk_weights, counts, strict=True)
             return torch.cat(
                 [_one_token(x, ids[:n], weights[:n], gate_up_proj, down_proj) for x, ids, weights, n in tokens]
             )
-    return _grouped(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
+    expert = topk_ids.masked_fill(topk_weights == 0, E).flatten()
+    counts = torch.bincount(expert, minlength=E + 1).tolist()[:E]
+    y = _stacked(x_TD, expert, counts, gate_up_proj, down_proj)
+    if y is None:
+        y = _grouped(x_TD, expert, counts, gate_up_proj, down_proj)
+    return _combine(y.unflatten(0, topk_ids.shape), topk_weights)
 
 
 def _leading_nonzero(weights: list[float]) -> int:
@@ -37,19 +50,22 @@ def _leading_nonzero(weights: list[float]) -> int:
     return count if all(weights[:count]) else 0
 
 
-def _gathers(count: int, gate_up_proj: Tensor, down_proj: Tensor) -> bool:
-    """Whether copying `count` experts' matrices is cheaper than a call for each, and changes no bit."""
-    nbytes = count * gate_up_proj[0].numel() * gate_up_proj.element_size()
-    return nbytes <= MOST_GATHERED_BYTES and all(row_tiles.stacks(count, w) for w in (gate_up_proj, down_proj))
+def _gathers(most: int, counts: list[int], gate_up_proj: Tensor, down_proj: Tensor) -> bool:
+    """Whether the experts' matrices of tokens with `counts` experts may be copied into stacks."""
+    rows = row_tiles.tile_rows(gate_up_proj[0])[-1]
+    nbytes = most * gate_up_proj[0].numel() * gate_up_proj.element_size()
+    return nbytes <= MOST_GATHERED_BYTES and all(
+        row_tiles.stacks(n, rows, w) for n in counts for w in (gate_up_proj, down_proj)
+    )
 
 
 def _one_token(x_1D: Tensor, ids_K: Tensor, weights_K: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    K = ids_K.shape[0]
-    rows = row_tiles.pad_rows(x_1D, row_tiles.tile_rows(gate_up_proj[0])[-1]).expand(K, -1, -1)
-    gate_up = torch.bmm(rows, gate_up_proj.index_select(0, ids_K).transpose(1, 2))
-    hidden = silu_mul(*gate_up[:, :1].chunk(2, -1))
-    rows = hidden.expand(-1, row_tiles.tile_rows(down_proj[0])[-1], -1).contiguous()
-    out = torch.bmm(rows, down_proj.index_select(0, ids_K).transpose(1, 2))
+    """(1, D), from copies of the token's experts: they cost less than a call for each expert."""
+    rows = row_tiles.tile_rows(gate_up_proj[0])[-1]
+    x = row_tiles.pad_rows(x_1D, rows).expand(ids_K.shape[0], -1, -1)
+    gate_up = torch.bmm(x, gate_up_proj.index_select(0, ids_K).transpose(1, 2))
+    hidden = silu_mul(*gate_up.chunk(2, -1))
+    out = torch.bmm(hidden, down_proj.index_select(0, ids_K).transpose(1, 2))
     return _combine(out[None, :, 0], weights_K[None])
 
 
@@ -58,37 +74,64 @@ def _combine(y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
     return (y_TKD * weights_TK.to(y_TKD.dtype)[..., None]).sum(1)
 
 
-def _grouped(x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    """One group of row tiles per chosen expert."""
-    T, K = topk_ids.shape
+def _stacked(x_TD: Tensor, expert: Tensor, counts: list[int], gate_up_proj: Tensor, down_proj: Tensor) -> Tensor | None:
+    """Each pair's output (T * K, D) from one product over all experts, or None where another way is better."""
     E = gate_up_proj.shape[0]
-    sizes_in, sizes_out = row_tiles.tile_rows(gate_up_proj[0]), row_tiles.tile_rows(down_proj[0])
-    expert = topk_ids.masked_fill(topk_weights == 0, E).flatten()
-    counts = torch.bincount(expert, minlength=E + 1).tolist()
+    sizes = row_tiles.tile_rows(gate_up_proj[0])
+    rows = next((size for size in reversed(sizes) if size >= max(counts)), None)
+    if (
+        rows is None
+        or E * rows > 4 * sum(counts)
+        or gate_up_proj.numel() * gate_up_proj.element_size() > MOST_STACKED_BYTES
+        or not row_tiles.stacks(E, rows, gate_up_proj)
+        or not row_tiles.stacks(E, rows, down_proj)
+    ):
+        return None
+    begins = torch.arange(E + 1) * rows
+    order, row = _places(expert, begins, counts)
+    x = x_TD.new_zeros(E * rows + 1, x_TD.shape[1])
+    x[row] = x_TD[order // (expert.numel() // x_TD.shape[0])]
+    gate_up = torch.bmm(x[:-1].unflatten(0, (E, rows)), gate_up_proj.transpose(1, 2))
+    hidden = silu_mul(*gate_up.chunk(2, -1))
+    y = torch.bmm(hidden, down_proj.transpose(1, 2)).flatten(0, 1)
+    if sum(counts) < expert.numel():
+        y = torch.cat((y, y.new_zeros(1, y.shape[1])))
+    return y.index_select(0, torch.empty_like(row).scatter_(0, order, row))
 
+
+def _grouped(x_TD: Tensor, expert: Tensor, counts: list[int], gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
+    """Each pair's output (T * K, D) from one group of row tiles per chosen expert."""
+    sizes_in, sizes_out = row_tiles.tile_rows(gate_up_proj[0]), row_tiles.tile_rows(down_proj[0])
     # Each expert's rows start where both products can lay whole tiles.
     groups: list[tuple[int, row_tiles.Spans, row_tiles.Spans]] = []
-    shifts, begin, taken = [], 0, 0
-    for number, count in enumerate(counts[:E]):
-        shifts.append(begin - taken)
+    begins = [0]
+    for number, count in enumerate(counts):
+        begin = begins[-1]
         if count:
             spans_in, spans_out = row_tiles.tiles(begin, count, sizes_in), row_tiles.tiles(begin, count, sizes_out)
             groups.append((number, spans_in, spans_out))
-            taken += count
             begin = max(sum(spans_in[-1]), sum(spans_out[-1]))
-    shifts.append(begin - taken)
+        begins.append(begin)
 
-    # Row `begin` is nobody's: zeros come out of it, for the pairs that are not computed.
-    order = expert.argsort(stable=True)
-    row = (torch.arange(T * K) + torch.tensor(shifts)[expert[order]]).clamp_(max=begin)
-    rows = x_TD.new_zeros(begin + 1, x_TD.shape[1])
-    rows[row] = x_TD[order // K]
-    gate_up = x_TD.new_zeros(begin + 1, gate_up_proj.shape[1])
+    order, row = _places(expert, torch.tensor(begins), counts)
+    rows = x_TD.new_zeros(begins[-1] + 1, x_TD.shape[1])
+    rows[row] = x_TD[order // (expert.numel() // x_TD.shape[0])]
+    gate_up = x_TD.new_zeros(rows.shape[0], gate_up_proj.shape[1])
     for number, spans, _ in groups:
         row_tiles.matmul_into(rows, gate_up_proj[number].t(), gate_up, spans)
     hidden = silu_mul(*gate_up.chunk(2, -1))
     out = torch.zeros_like(rows)
     for number, _, spans in groups:
         row_tiles.matmul_into(hidden, down_proj[number].t(), out, spans)
-    row_of_pair = torch.empty_like(row).scatter_(0, order, row)
-    return _combine(out.index_select(0, row_of_pair).unflatten(0, (T, K)), topk_weights)
+    return out.index_select(0, torch.empty_like(row).scatter_(0, order, row))
+
+
+def _places(expert: Tensor, begins: Tensor, counts: list[int]) -> tuple[Tensor, Tensor]:
+    """The pairs in order of their expert, and the row that each takes when expert e's rows start at begins[e].
+
+    Pairs that are not computed (expert E) share row begins[E], which is nobody's: zeros come out of it.
+    """
+    order = expert.argsort(stable=True)
+    taken = torch.tensor([0, *accumulate(counts)])
+    row = torch.arange(expert.numel()) + (begins - taken)[expert[order]]
+    return order, row.clamp_(max=int(begins[-1]))

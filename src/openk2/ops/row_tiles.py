@@ -21,37 +21,41 @@ GPU_ROWS = (64,)
 Spans = list[tuple[int, int]]
 """(first row, rows) of consecutive tiles."""
 
-_Shape = tuple[int, int, torch.dtype, int]
-_PROVEN: dict[_Shape, tuple[int, ...]] = {}
-"""Tile sizes that agree on this machine, by (out, in, dtype, threads). A memo of what the library does."""
-_STACKS: dict[tuple[int, int, int, torch.dtype, int], bool] = {}
-"""What `stacks` found, by (count, out, in, dtype, threads)."""
+_PROVEN: dict[tuple[torch.Size, torch.dtype, int], tuple[int, ...]] = {}
+"""Tile sizes that agree on this machine, by (shape, dtype, threads). A memo of what the library does."""
+_STACKS: dict[tuple[int, int, torch.Size, torch.dtype, int], bool] = {}
+"""What `stacks` found, by (count, rows, shape, dtype, threads)."""
 
 
 def tile_rows(weight: Tensor) -> tuple[int, ...]:
     """The row counts, largest first, with which products with a weight (out, in) of this shape may be made."""
     if not weight.is_cpu:
         return GPU_ROWS
-    shape = (*weight.shape, weight.dtype, torch.get_num_threads())
-    if shape not in _PROVEN:
-        _PROVEN[shape] = _prove(weight.shape[0], weight.shape[1], weight.dtype)
-    return _PROVEN[shape]
+    key = (weight.shape, weight.dtype, torch.get_num_threads())
+    sizes = _PROVEN.get(key)
+    if sizes is None:
+        sizes = _PROVEN[key] = _prove(weight.shape[0], weight.shape[1], weight.dtype)
+    return sizes
 
 
-def stacks(count: int, weights: Tensor) -> bool:
-    """Whether a batched product with `count` of the matrices (E, out, in), in tiles of the smallest size, may be made.
+def stacks(count: int, rows: int, weights: Tensor) -> bool:
+    """Whether one batched product of `count` tiles of `rows` rows, each with its own matrix (out, in) of the shape of
+    weights[0], gives the bits of single tiles."""
+    key = (count, rows, weights.shape[1:], weights.dtype, torch.get_num_threads())
+    agrees = _STACKS.get(key)
+    if agrees is None:
+        _, out_features, in_features = weights.shape
+        agrees = rows in tile_rows(weights[0]) and _prove_stack(count, rows, out_features, in_features, weights.dtype)
+        _STACKS[key] = agrees
+    return agrees
 
-    It may where it gives the bits of single products.
-    """
-    key = (count, *weights.shape[1:], weights.dtype, torch.get_num_threads())
-    if key not in _STACKS:
-        generator = torch.Generator().manual_seed(0)
-        rows = tile_rows(weights[0])[-1]
-        stack = torch.randn(count, *weights.shape[1:], generator=generator).to(weights.dtype).transpose(1, 2)
-        x = torch.randn(count, rows, weights.shape[2], generator=generator).to(weights.dtype)
-        single = torch.stack([torch.mm(tile, weight) for tile, weight in zip(x, stack, strict=True)])
-        _STACKS[key] = torch.equal(torch.bmm(x, stack), single)
-    return _STACKS[key]
+
+def _prove_stack(count: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    stack = torch.randn(count, out_features, in_features, generator=generator).to(dtype).transpose(1, 2)
+    x = torch.randn(count, rows, in_features, generator=generator).to(dtype)
+    single = torch.stack([torch.mm(tile, weight) for tile, weight in zip(x, stack, strict=True)])
+    return torch.equal(torch.bmm(x, stack), single)
 
 
 def _prove(out_features: int, in_features: int, dtype: torch.dtype) -> tuple[int, ...]:
@@ -94,25 +98,28 @@ def matmul_into(x: Tensor, weight_t: Tensor, out: Tensor, spans: Spans) -> None:
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """As `reference.linear`; row t of the result depends on row t of x alone."""
-    rows = x.shape[0]
+    rows = x.size(0)
     sizes = tile_rows(weight)
-    if 0 < rows <= sizes[-1]:
+    if rows in sizes:
+        return torch.mm(x, weight.t())
+    if 0 < rows < sizes[-1]:
         return torch.mm(pad_rows(x, sizes[-1]), weight.t())[:rows]
     spans = tiles(0, rows, sizes)
     padded = sum(spans[-1]) if spans else 0
     x = pad_rows(x, padded)
-    out = x.new_empty(padded, weight.shape[0])
+    out = x.new_empty(padded, weight.size(0))
     matmul_into(x, weight.t(), out, spans)
     return out[:rows]
 
 
 def pad_rows(x: Tensor, rows: int) -> Tensor:
     """x with its last row repeated up to `rows` rows, contiguous: what the row holds is nobody's concern."""
-    if x.shape[0] == rows:
+    have = x.size(0)
+    if have == rows:
         return x.contiguous()
-    if x.shape[0] == 1:
-        return x.expand(rows, *x.shape[1:]).contiguous()
-    return x.index_select(0, _padding_index(x.shape[0], rows, x.device))
+    if have == 1:
+        return torch.cat((x,) * rows)
+    return x.index_select(0, _padding_index(have, rows, x.device))
 
 
 @lru_cache(maxsize=1024)
