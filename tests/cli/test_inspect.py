@@ -59,7 +59,7 @@ def test_weights_that_do_not_fit_the_config_are_a_problem(folder: Path) -> None:
 
 def test_the_table(folder: Path) -> None:
     output = runner.invoke(app, ["inspect", str(folder)]).output
-    assert "2,205,536" in output and "32 routed" in output
+    assert f"{num_parameters(preset('nano')):,}" in output and "32 routed" in output
 
 
 def test_missing_folder(tmp_path: Path) -> None:

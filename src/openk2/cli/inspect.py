@@ -174,4 +174,5 @@ def _dtypes(stored: dict[str, int]) -> str:
 
 def _size(inspection: Inspection) -> str:
     shown = f"{inspection.bytes:,} bytes"
-    return f"{shown} in {inspection.weight_files} files" if inspection.weight_files else f"{shown} in bfloat16"
+    files = "1 file" if inspection.weight_files == 1 else f"{inspection.weight_files} files"
+    return f"{shown} in {files}" if inspection.weight_files else f"{shown} in bfloat16"
