@@ -13,9 +13,6 @@ from openk2.engine.kv_cache import LatentCache
 from openk2.engine.scheduler import Chunk
 from openk2.models import ForwardBatch, K2Model, PagedBatch
 
-TABLE_MARGIN = 64
-"""Tokens past the context that a block table has entries for, where rounding up is cheaper than cutting off."""
-
 
 class ModelRunner:
     """A model and its cache on one device."""
@@ -51,9 +48,7 @@ class ModelRunner:
                 slots.append(request.blocks[position // size] * size + position % size)
                 generated.append(position >= request.num_prompt_tokens)
                 budget.append(topk if generated[-1] else trained)
-        # Attention reads whole key tiles; past the context it may read the null block.
-        longest = max(chunk.end for chunk in chunks)
-        widest = -(-longest // size) + -(-TABLE_MARGIN // size)
+        widest = max(-(-chunk.end // size) for chunk in chunks)
         tables = [(chunk.request.blocks + [NULL_BLOCK] * widest)[:widest] for chunk in chunks]
         paged = PagedBatch(
             slot_mapping=torch.tensor(slots, device=self.device),

@@ -4,7 +4,7 @@ The same function as `reference.paged_attention`, in products whose shapes follo
 else, so chunk sizes and batch mates change no bit:
 - a token of the prompt sits in the query tile of its position (row p mod QUERY_ROWS), against all the key tiles up to
   that tile's end; what is not there is zeros;
-- a generated token is its own product, its heads being the rows, against the key tiles up to its position.
+- a generated token is its own product, its heads being the rows, against the keys up to its position.
 
 Letters as in `reference.mla`; L keys, a multiple of KEY_TILE.
 """
@@ -46,54 +46,42 @@ def paged_attention(
     T, H, N = q_nope_THN.shape
     C = kv_b_proj.shape[1]
     V = kv_b_proj.shape[0] // H - N
+    w_uk, w_uv = kv_b_proj.view(H, -1, C).split_with_sizes([N, V], 1)
+    block_size = kv_cache.shape[1]
     generated = generated_T.tolist()
     out = q_nope_THN.new_empty(T, H, V)
-    decoded: list[int] = []
+    decoded: list[tuple[Tensor, int]] = []
+    """Of each generated token, its sequence's cache and its position."""
+    places: list[int] = []
     for b, (start, end) in enumerate(zip(query_starts[:-1], query_starts[1:], strict=True)):
+        context = context_lens[b]
+        blocks = block_tables[b, : -(-context // block_size)]
+        cached = kv_cache.index_select(0, blocks).flatten(0, 1)
         middle = start + generated[start:end].count(False)
-        decoded += range(middle, end)
+        first = context - (end - start)
         if start < middle:
-            first = context_lens[b] - (end - start)
-            keys = _cached(kv_cache, block_tables[b], first + middle - start, QUERY_ROWS)
             query = torch.cat((q_nope_THN[start:middle], q_pe_THR[start:middle]), -1)
+            keys = cached[: first + middle - start]
             out[start:middle] = _prompt(query, keys, kv_b_proj, first, C, V, softmax_scale)
-    if decoded:
-        w_uk, w_uv = kv_b_proj.view(H, -1, C).split([N, V], 1)
-        everything = len(decoded) == T
-        index = None if everything else torch.tensor(decoded, device=out.device)
-        q_nope, q_pe = (q_nope_THN, q_pe_THR) if index is None else (q_nope_THN[index], q_pe_THR[index])
-        query = torch.cat((_fold(q_nope, w_uk), q_pe), -1)
-        latents = torch.empty_like(query[..., :C])
-        i = 0
-        for b, (start, end) in enumerate(zip(query_starts[:-1], query_starts[1:], strict=True)):
-            count = generated[start:end].count(True)
-            if count:
-                keys = _cached(kv_cache, block_tables[b], context_lens[b], KEY_TILE)
-                _generated(query[i : i + count], keys, context_lens[b] - count, softmax_scale, latents[i : i + count])
-                i += count
-        folded = _fold(latents, w_uv.transpose(1, 2))
-        if index is None:
-            return folded
-        out[index] = folded
+        for token in range(middle, end):
+            decoded.append((cached, first + token - start))
+            places.append(token)
+    if not decoded:
+        return out
+    if len(decoded) == T:
+        return _generated(q_nope_THN, q_pe_THR, decoded, w_uk, w_uv, softmax_scale)
+    index = torch.tensor(places, device=out.device)
+    out[index] = _generated(q_nope_THN[index], q_pe_THR[index], decoded, w_uk, w_uv, softmax_scale)
     return out
-
-
-def _cached(kv_cache: Tensor, block_table: Tensor, context: int, multiple: int) -> Tensor:
-    """The sequence's first `context` rows of the cache, then zeros up to whole query and key tiles: (L, C + R)."""
-    length = _round_up(_round_up(context, multiple), KEY_TILE)
-    rows = kv_cache.index_select(0, block_table[: -(-length // kv_cache.shape[1])]).flatten(0, 1)
-    # What lies past the context is another's, and may be NaN, which a weight of 0 does not silence.
-    rows[context:] = 0
-    have = rows.shape[0]
-    return F.pad(rows, (0, 0, 0, length - have)) if have < length else rows if have == length else rows[:length]
 
 
 def _prompt(
     query_THD: Tensor, keys: Tensor, kv_b_proj: Tensor, first: int, C: int, V: int, softmax_scale: float
 ) -> Tensor:
-    """Expanded attention of the tokens at positions `first` and on: (T, H, V)."""
+    """Expanded attention of the tokens at positions `first` and on, the last of them the last of `keys`: (T, H, V)."""
     T, H, _ = query_THD.shape
-    L = keys.shape[0]
+    L = _round_up(_round_up(first + T, QUERY_ROWS), KEY_TILE)
+    keys = F.pad(keys, (0, 0, 0, L - keys.shape[0]))
     kv = row_tiles.linear(keys[:, :C], kv_b_proj).view(L, H, -1)
     k_pe = keys[:, None, C:].expand(-1, H, -1)
     key_HDL = torch.cat((kv[..., :-V], k_pe), -1).permute(1, 2, 0)
@@ -114,14 +102,23 @@ def _prompt(
     return out[:, before : before + T].transpose(0, 1)
 
 
-def _generated(query_THC: Tensor, keys: Tensor, first: int, softmax_scale: float, out: Tensor) -> None:
-    """Absorbed attention of the tokens at positions `first` and on; writes their latents (T, H, C) to out."""
-    C = out.shape[-1]
-    for t in range(query_THC.shape[0]):
-        span = keys[: _round_up(first + t + 1, KEY_TILE)]
-        scores = torch.mm(query_THC[t], span.t()).float().mul_(softmax_scale)
-        scores[:, first + t + 1 :] = -torch.inf
-        torch.mm(scores.softmax(-1).to(keys.dtype), span[:, :C], out=out[t])
+def _generated(
+    q_nope_THN: Tensor,
+    q_pe_THR: Tensor,
+    decoded: list[tuple[Tensor, int]],
+    w_uk_HNC: Tensor,
+    w_uv_HVC: Tensor,
+    softmax_scale: float,
+) -> Tensor:
+    """Absorbed attention of T tokens, each with its cached rows and its position: (T, H, V)."""
+    query = torch.cat((_fold(q_nope_THN, w_uk_HNC), q_pe_THR), -1)
+    C = w_uk_HNC.shape[2]
+    latents = []
+    for q, (cached, position) in zip(query, decoded, strict=True):
+        keys = cached[: position + 1]
+        probs = torch.mm(q, keys.t()).float().mul_(softmax_scale).softmax(-1)
+        latents.append(torch.mm(probs.to(keys.dtype), keys[:, :C]))
+    return _fold(torch.stack(latents), w_uv_HVC.transpose(1, 2))
 
 
 def _fold(x_THA: Tensor, weight_HAB: Tensor) -> Tensor:

@@ -30,12 +30,9 @@ def moe_experts(
     """
     E = gate_up_proj.shape[0]
     if x_TD.shape[0] <= FEW_TOKENS:
-        counts = [_leading_nonzero(weights) for weights in topk_weights.tolist()]
-        if all(counts) and _gathers(max(counts), counts, gate_up_proj, down_proj):
-            tokens = zip(x_TD.split(1), topk_ids, topk_weights, counts, strict=True)
-            return torch.cat(
-                [_one_token(x, ids[:n], weights[:n], gate_up_proj, down_proj) for x, ids, weights, n in tokens]
-            )
+        chosen = [_leading_nonzero(weights) for weights in topk_weights.tolist()]
+        if all(count and _gathers(count, gate_up_proj, down_proj) for count in chosen):
+            return _few_tokens(x_TD, topk_ids, topk_weights, chosen, gate_up_proj, down_proj)
     expert = topk_ids.masked_fill(topk_weights == 0, E).flatten()
     counts = torch.bincount(expert, minlength=E + 1).tolist()[:E]
     y = _stacked(x_TD, expert, counts, gate_up_proj, down_proj)
@@ -50,28 +47,41 @@ def _leading_nonzero(weights: list[float]) -> int:
     return count if all(weights[:count]) else 0
 
 
-def _gathers(most: int, counts: list[int], gate_up_proj: Tensor, down_proj: Tensor) -> bool:
-    """Whether the experts' matrices of tokens with `counts` experts may be copied into stacks."""
+def _gathers(count: int, gate_up_proj: Tensor, down_proj: Tensor) -> bool:
+    """Whether the matrices of `count` experts may be copied into stacks."""
+    _, width, inner = gate_up_proj.shape
     rows = row_tiles.tile_rows(gate_up_proj[0])[-1]
-    nbytes = most * gate_up_proj[0].numel() * gate_up_proj.element_size()
-    return nbytes <= MOST_GATHERED_BYTES and all(
-        row_tiles.stacks(n, rows, w) for n in counts for w in (gate_up_proj, down_proj)
+    return (
+        count * width * inner * gate_up_proj.element_size() <= MOST_GATHERED_BYTES
+        and row_tiles.stacks(count, rows, gate_up_proj)
+        and row_tiles.stacks(count, rows, down_proj)
     )
 
 
-def _one_token(x_1D: Tensor, ids_K: Tensor, weights_K: Tensor, gate_up_proj: Tensor, down_proj: Tensor) -> Tensor:
-    """(1, D), from copies of the token's experts: they cost less than a call for each expert."""
+def _few_tokens(
+    x_TD: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    chosen: list[int],
+    gate_up_proj: Tensor,
+    down_proj: Tensor,
+) -> Tensor:
+    """Token by token, from copies of its experts: they cost less than a call for each expert."""
     rows = row_tiles.tile_rows(gate_up_proj[0])[-1]
-    x = row_tiles.pad_rows(x_1D, rows).expand(ids_K.shape[0], -1, -1)
-    gate_up = torch.bmm(x, gate_up_proj.index_select(0, ids_K).transpose(1, 2))
-    hidden = silu_mul(*gate_up.chunk(2, -1))
-    out = torch.bmm(hidden, down_proj.index_select(0, ids_K).transpose(1, 2))
-    return _combine(out[None, :, 0], weights_K[None])
+    out = []
+    for token, count in enumerate(chosen):
+        ids = topk_ids[token, :count]
+        x = row_tiles.pad_rows(x_TD[token : token + 1], rows).expand(count, -1, -1)
+        gate_up = torch.bmm(x, gate_up_proj.index_select(0, ids).transpose(1, 2))
+        hidden = silu_mul(*gate_up.chunk(2, -1))
+        y = torch.bmm(hidden, down_proj.index_select(0, ids).transpose(1, 2))[:, 0]
+        out.append(_combine(y, topk_weights[token, :count]))
+    return torch.stack(out)
 
 
-def _combine(y_TKD: Tensor, weights_TK: Tensor) -> Tensor:
-    """Sum of each token's experts by weight, in the order of choice: (T, D)."""
-    return (y_TKD * weights_TK.to(y_TKD.dtype)[..., None]).sum(1)
+def _combine(y_KD: Tensor, weights_K: Tensor) -> Tensor:
+    """Sum of the experts (..., K, D) by weight, in the order of choice: (..., D)."""
+    return (y_KD * weights_K.to(y_KD.dtype).unsqueeze(-1)).sum(-2)
 
 
 def _stacked(x_TD: Tensor, expert: Tensor, counts: list[int], gate_up_proj: Tensor, down_proj: Tensor) -> Tensor | None:
