@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 from openk2 import ops
-from openk2.ops import reference, row_attention, row_experts, row_pointwise, row_tiles
+from openk2.ops import reference, row_attention, row_experts, row_pointwise, row_tiles, single_rows
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -33,17 +34,27 @@ def assert_close(actual: Tensor, expected: Tensor) -> None:
 
 
 @DTYPES
+@pytest.mark.parametrize("form", [row_tiles, single_rows], ids=["tiles", "single"])
 @pytest.mark.parametrize(("inner", "outer"), [(192, 128), (48, 192), (40, 24), (100, 7), (512, 1030)])
-def test_linear(inner: int, outer: int, dtype: torch.dtype) -> None:
+def test_linear(form: ModuleType, inner: int, outer: int, dtype: torch.dtype) -> None:
     x, weight = rand(83, inner, dtype=dtype), rand(outer, inner, dtype=dtype, seed=1)
-    whole = row_tiles.linear(x, weight)
+    whole = form.linear(x, weight)
     assert_close(whole, reference.linear(x, weight))
     for start, end in [(0, 1), (5, 6), (7, 15), (3, 36), (82, 83), (11, 80)]:
-        assert torch.equal(row_tiles.linear(x[start:end], weight), whole[start:end])
+        assert torch.equal(form.linear(x[start:end], weight), whole[start:end])
 
 
-def test_linear_of_no_rows() -> None:
-    assert row_tiles.linear(torch.zeros(0, 8), torch.zeros(4, 8)).shape == (0, 4)
+@pytest.mark.parametrize("form", [row_tiles, single_rows], ids=["tiles", "single"])
+def test_linear_of_no_rows(form: ModuleType) -> None:
+    assert form.linear(torch.zeros(0, 8), torch.zeros(4, 8)).shape == (0, 4)
+
+
+def test_form_of_generated_tokens() -> None:
+    """Chosen inside the context only: bits tell, since a single row sums in another order."""
+    x, weight = rand(1, 512, dtype=torch.float32), rand(512, 512, dtype=torch.float32, seed=1)
+    with single_rows.single_rows():
+        assert torch.equal(ops.linear(x, weight), single_rows.linear(x, weight))
+    assert torch.equal(ops.linear(x, weight), row_tiles.linear(x, weight))
 
 
 def test_rows_alone_where_no_tile_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,26 +98,28 @@ def test_route(func: str, method: str, groups: int) -> None:
 
 
 @DTYPES
-def test_moe_experts(dtype: torch.dtype) -> None:
-    """Of 1 and 2 tokens, of some and of all: the three ways through."""
+@pytest.mark.parametrize("form", [row_experts, single_rows], ids=["tiles", "single"])
+def test_moe_experts(form: ModuleType, dtype: torch.dtype) -> None:
+    """Of 1 and 2 tokens, of some and of all: the ways through."""
     T, K, E, D, F = 45, 3, 10, 24, 12
     x = rand(T, D, dtype=dtype)
     gate_up, down = rand(E, 2 * F, D, dtype=dtype, seed=1, scale=0.2), rand(E, D, F, dtype=dtype, seed=2, scale=0.2)
     ids = torch.stack([torch.randperm(E, generator=torch.Generator().manual_seed(t))[:K] for t in range(T)])
     weights = rand(T, K, dtype=torch.float32, seed=3).sigmoid()
     weights[::3, 2] = 0
-    whole = row_experts.moe_experts(x, ids, weights, gate_up, down)
+    whole = form.moe_experts(x, ids, weights, gate_up, down)
     assert_close(whole, reference.moe_experts(x, ids, weights, gate_up, down))
     for start, end in [(0, 1), (7, 8), (20, 22), (30, 45), (9, 26), (5, 9)]:
-        some = row_experts.moe_experts(x[start:end], ids[start:end], weights[start:end], gate_up, down)
+        some = form.moe_experts(x[start:end], ids[start:end], weights[start:end], gate_up, down)
         assert torch.equal(some, whole[start:end])
 
 
-def test_moe_experts_past_the_budget_are_not_computed() -> None:
+@pytest.mark.parametrize("form", [row_experts, single_rows], ids=["tiles", "single"])
+def test_moe_experts_past_the_budget_are_not_computed(form: ModuleType) -> None:
     weights = torch.tensor([[1.0, 0.0]])
     down = torch.ones(2, 4, 4)
     down[1] = torch.nan
-    out = row_experts.moe_experts(torch.ones(1, 4), torch.tensor([[0, 1]]), weights, torch.ones(2, 8, 4), down)
+    out = form.moe_experts(torch.ones(1, 4), torch.tensor([[0, 1]]), weights, torch.ones(2, 8, 4), down)
     assert out.isfinite().all()
 
 

@@ -1,8 +1,9 @@
-"""From scheduled chunks to logits: one forward pass."""
+"""From scheduled chunks to logits."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from openk2.engine.block_manager import NULL_BLOCK
 from openk2.engine.kv_cache import LatentCache
+from openk2.engine.request import RequestState
 from openk2.engine.scheduler import Chunk
 from openk2.models import ForwardBatch, K2Model, PagedBatch
+from openk2.ops.single_rows import single_rows
 
 
 class ModelRunner:
@@ -23,31 +26,50 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Compute the chunks and write their latents.
+        """Compute the chunks and write their latents: first the prompts' tokens, then the answers'.
 
+        The two classes of token take different forms of attention and of matrix product, each whatever the schedule.
         Returns the logits (S, vocab), float32, of the S chunks that sample, in order.
         """
-        hidden = self.model(self._input_ids(chunks), self._batch(chunks), self.cache.layers)
-        ends = accumulate(chunk.num_tokens for chunk in chunks)
-        last = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples]
-        return self.model.compute_logits(hidden[torch.tensor(last, dtype=torch.int64, device=self.device)])
+        prompts, answers = [], []
+        for chunk in chunks:
+            border = min(max(chunk.request.num_prompt_tokens, chunk.start), chunk.end)
+            if chunk.start < border:
+                prompts.append(replace(chunk, end=border))
+            if border < chunk.end:
+                answers.append(replace(chunk, start=border))
+        rows: dict[RequestState, Tensor] = {}
+        if prompts:
+            rows |= self._pass(prompts, generated=False)
+        if answers:
+            with single_rows():
+                rows |= self._pass(answers, generated=True)
+        sampled = [rows[chunk.request] for chunk in chunks if chunk.samples]
+        return torch.stack(sampled) if sampled else torch.empty(0, self.model.config.vocab_size, device=self.device)
 
-    def _input_ids(self, chunks: Sequence[Chunk]) -> Tensor:
+    def _pass(self, chunks: Sequence[Chunk], *, generated: bool) -> dict[RequestState, Tensor]:
+        """Forward pass of tokens of one class; the logits (vocab,) of the requests that sample."""
         ids = [token for chunk in chunks for token in chunk.request.token_ids[chunk.start : chunk.end]]
-        return torch.tensor(ids, device=self.device)
+        batch = self._batch(chunks, generated)
+        hidden = self.model(torch.tensor(ids, device=self.device), batch, self.cache.layers)
+        ends = accumulate(chunk.num_tokens for chunk in chunks)
+        last = {chunk.request: end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples}
+        if not last:
+            return {}
+        logits = self.model.compute_logits(hidden[torch.tensor(list(last.values()), device=self.device)])
+        return dict(zip(last, logits.unbind(0), strict=True))
 
-    def _batch(self, chunks: Sequence[Chunk]) -> ForwardBatch:
+    def _batch(self, chunks: Sequence[Chunk], generated: bool) -> ForwardBatch:
         size = self.block_size
-        positions, slots, generated, budget = [], [], [], []
+        positions: list[int] = []
+        slots: list[int] = []
+        budget: list[int] = []
         trained = self.model.config.num_experts_per_tok
         for chunk in chunks:
-            request = chunk.request
-            topk = request.sampling.topk or trained
-            for position in range(chunk.start, chunk.end):
-                positions.append(position)
-                slots.append(request.blocks[position // size] * size + position % size)
-                generated.append(position >= request.num_prompt_tokens)
-                budget.append(topk if generated[-1] else trained)
+            blocks = chunk.request.blocks
+            positions += range(chunk.start, chunk.end)
+            slots += [blocks[position // size] * size + position % size for position in range(chunk.start, chunk.end)]
+            budget += [chunk.request.sampling.topk or trained if generated else trained] * chunk.num_tokens
         widest = max(-(-chunk.end // size) for chunk in chunks)
         tables = [(chunk.request.blocks + [NULL_BLOCK] * widest)[:widest] for chunk in chunks]
         paged = PagedBatch(
@@ -55,7 +77,7 @@ class ModelRunner:
             block_tables=torch.tensor(tables, device=self.device),
             query_starts=(0, *accumulate(chunk.num_tokens for chunk in chunks)),
             context_lens=tuple(chunk.end for chunk in chunks),
-            generated=torch.tensor(generated),
+            generated=torch.full((len(positions),), generated),
         )
         reduced = any(topk != trained for topk in budget)
         return ForwardBatch(

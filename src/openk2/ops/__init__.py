@@ -21,6 +21,7 @@ from openk2.ops import (
     row_experts,
     row_pointwise,
     row_tiles,
+    single_rows,
 )
 from openk2.ops.reference import absorbed_attention, apply_rotary, swiglu
 
@@ -69,6 +70,8 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     """See `reference.linear`."""
     if _needs_grad(x, weight):
         return reference.linear(x, weight)
+    if x.is_cpu and single_rows.active():
+        return single_rows.linear(x, weight)
     return row_tiles.linear(x, weight)
 
 
@@ -113,6 +116,8 @@ def moe_experts(
 ) -> Tensor:
     """See `reference.moe_experts`."""
     if x_TD.is_cpu and not _needs_grad(x_TD, topk_weights, gate_up_proj, down_proj):
+        if single_rows.active() and single_rows.takes_experts(gate_up_proj):
+            return single_rows.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
         return row_experts.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
     if x_TD.dtype in (torch.float32, torch.bfloat16):
         return grouped_experts.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)

@@ -4,7 +4,7 @@ The same function as `reference.paged_attention`, in products whose shapes follo
 else, so chunk sizes and batch mates change no bit:
 - a token of the prompt sits in the query tile of its position (row p mod QUERY_ROWS), against all the key tiles up to
   that tile's end; what is not there is zeros;
-- a generated token is its own product, its heads being the rows, against the keys up to its position.
+- a generated token is products of its own, its heads being the rows, against the keys up to its position.
 
 Letters as in `reference.mla`; L keys, a multiple of KEY_TILE.
 """
@@ -21,8 +21,6 @@ from openk2.ops import row_tiles
 
 QUERY_ROWS = 32
 KEY_TILE = 64
-GENERATED_ROWS = 4
-"""Generated tokens whose queries and outputs are folded with `kv_b_proj` in one product."""
 
 
 def _round_up(n: int, multiple: int) -> int:
@@ -111,21 +109,13 @@ def _generated(
     softmax_scale: float,
 ) -> Tensor:
     """Absorbed attention of T tokens, each with its cached rows and its position: (T, H, V)."""
-    query = torch.cat((_fold(q_nope_THN, w_uk_HNC), q_pe_THR), -1)
     C = w_uk_HNC.shape[2]
-    latents = []
-    for q, (cached, position) in zip(query, decoded, strict=True):
+    w_uv_HCV = w_uv_HVC.transpose(1, 2)
+    out = []
+    for q_nope, q_pe, (cached, position) in zip(q_nope_THN, q_pe_THR, decoded, strict=True):
         keys = cached[: position + 1]
-        probs = torch.mm(q, keys.t()).float().mul_(softmax_scale).softmax(-1)
-        latents.append(torch.mm(probs.to(keys.dtype), keys[:, :C]))
-    return _fold(torch.stack(latents), w_uv_HVC.transpose(1, 2))
-
-
-def _fold(x_THA: Tensor, weight_HAB: Tensor) -> Tensor:
-    """Each head's rows times that head's matrix, in tiles of GENERATED_ROWS tokens: (T, H, B)."""
-    T = x_THA.shape[0]
-    x = row_tiles.pad_rows(x_THA, _round_up(T, GENERATED_ROWS))
-    if T <= GENERATED_ROWS:
-        return torch.bmm(x.transpose(0, 1), weight_HAB).transpose(0, 1)[:T]
-    tiles = [torch.bmm(tile.transpose(0, 1), weight_HAB).transpose(0, 1) for tile in x.split(GENERATED_ROWS)]
-    return torch.cat(tiles)[:T]
+        query = torch.cat((torch.bmm(q_nope.unsqueeze(1), w_uk_HNC).squeeze(1), q_pe), -1)
+        probs = torch.mm(query, keys.t()).float().mul_(softmax_scale).softmax(-1)
+        latent = torch.mm(probs.to(keys.dtype), keys[:, :C])
+        out.append(torch.bmm(latent.unsqueeze(1), w_uv_HCV).squeeze(1))
+    return torch.stack(out)
