@@ -1,8 +1,8 @@
 """One function per op, and the one place that chooses its version.
 
 `reference/` holds the definitions. Where a gradient is wanted, the versions with their own backward pass run; where
-none is, those whose rows do not depend on each other (`row_*`), and on a CPU the compiled ones (`cpu/`) where the
-extension is built.
+none is, those whose rows do not depend on each other (`row_*`; for generated tokens `single_rows`), and on a CPU the
+compiled ones (`cpu/`) where the extension is built.
 """
 
 from __future__ import annotations
