@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from openk2.training.trainer import Trainer
 
 def export_model(trainer: Trainer, folder: Path) -> None:
     """Write weights (bfloat16), configuration, greedy generation defaults, and the run's tokenizer."""
-    save_model(trainer.model, folder, dtype=torch.bfloat16)
     config = trainer.recipe.model
     generation = {
         "do_sample": False,
         "eos_token_id": list(config.eos_token_ids),
         "max_length": config.max_position_embeddings,
     }
-    (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+    save_model(trainer.model, folder, dtype=torch.bfloat16, generation_config=generation)
     for file in sorted((trainer.folder / "tokenizer").iterdir()):
         shutil.copy(file, folder / file.name)
