@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from openk2.chat.events import CallBegin, CallDelta, Finished, TextDelta, collect_async
 from openk2.chat.messages import Message, ToolCall, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
-from openk2.checkpoint import random_model, save_model
+from openk2.checkpoint import Checkpoint, random_model, save_model
 from openk2.config import ModelConfig, SamplingParams
 from openk2.engine import EngineConfig, StepOutput
 from openk2.engine.process import Outcome, Sink, Submission
@@ -33,6 +34,7 @@ from openk2.errors import (
     SchemaError,
 )
 from openk2.llm import LLM
+from openk2.llm.source import serving_dtype
 from openk2.tokenizer import save_ranks
 
 MERGES = ["th", "he", "in", "er", "an", "on", '{"', '":', '"}', ", ", "functions", ".", "end", "stop"]
@@ -464,3 +466,18 @@ def test_the_engines_failure_on_one_request_is_that_requests(scripted: Any) -> N
     engine.turn, engine.reason = [[]], "error"
     with pytest.raises(ProviderError):
         llm.chat(HELLO)
+
+
+@pytest.mark.parametrize(
+    ("has_bfloat16", "free_pages", "expected"),
+    [(True, 1 << 20, None), (False, 1 << 20, torch.float32), (False, 1, None)],
+)
+def test_bfloat16_is_computed_as_float32_where_the_cpu_lacks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, free_pages: int, expected: torch.dtype | None
+) -> None:
+    save_model(random_model(_config(len(_ranks()))), tmp_path / "model", dtype=torch.bfloat16)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
+    monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": free_pages, "SC_PAGE_SIZE": 4096}.get)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    assert serving_dtype(checkpoint, "cpu") is expected
+    assert serving_dtype(checkpoint, "cuda") is None

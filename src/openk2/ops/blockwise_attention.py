@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-QUERY_BLOCK = 256
+QUERY_BLOCK = 96
 
 
 def _blocks(cu_seqlens: Sequence[int]) -> Iterator[tuple[int, int, int]]:

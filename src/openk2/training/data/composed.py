@@ -201,8 +201,10 @@ def custom_slot(rng: Dice, lex: Lexicon, taken: set[str], required: bool) -> Slo
     return Slot(key, (key,), kind, descriptions, phrases, (), required, None, described)
 
 
-def _slots(rng: Dice, lex: Lexicon) -> tuple[Slot, ...]:
+def _slots(rng: Dice, lex: Lexicon, most: int | None) -> tuple[Slot, ...]:
     number = rng.choices((0, 1, 2, 3, 4), (7, 36, 31, 18, 8))[0]
+    if most is not None:
+        number = rng.randint(0, most)
     typed = list(typed_slots(lex.split))
     taken: set[str] = set()
     kinds: set[str] = set()
@@ -247,8 +249,8 @@ def _family(kind: str) -> str:
     }.get(kind, kind)
 
 
-def compose(seed: Seed, rng: Dice, lex: Lexicon) -> Frame:
-    """A frame for `seed` with random parameters and request patterns."""
+def compose(seed: Seed, rng: Dice, lex: Lexicon, most_slots: int | None = None) -> Frame:
+    """A frame for `seed` with random parameters (at most `most_slots`) and request patterns."""
     verbs, noun = seed.synset.verbs, seed.noun
     named, described = rng.choice(verbs), rng.choice(verbs)
     slug = noun.replace(" ", "_")
@@ -293,7 +295,7 @@ def compose(seed: Seed, rng: Dice, lex: Lexicon) -> Frame:
         if seed.synset.kind == "get"
         else ((("id", "code"),) if rng.random() < 0.3 else ())
     )
-    return Frame(f"composed:{noun}", (name,), (description,), _slots(rng, lex), tuple(asks), results)
+    return Frame(f"composed:{noun}", (name,), (description,), _slots(rng, lex, most_slots), tuple(asks), results)
 
 
 _PLAIN_VERBS = frozenset(

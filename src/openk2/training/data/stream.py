@@ -32,8 +32,9 @@ KINDS = ("single", "follow_up", "parallel_same", "parallel_different", "chain", 
 
 _STAGE_KINDS: tuple[dict[str, float], ...] = (
     {"single": 1.0},
-    {"single": 0.8, "no_fit": 0.12, "follow_up": 0.08},
+    {"single": 0.5, "choice": 0.35, "no_fit": 0.08, "follow_up": 0.07},
     {
+        "choice": 0.6,
         "single": 0.37,
         "parallel_same": 0.11,
         "parallel_different": 0.13,
@@ -44,6 +45,7 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
         "chat": 0.06,
     },
     {
+        "choice": 0.3,
         "single": 0.37,
         "parallel_same": 0.10,
         "parallel_different": 0.13,
@@ -54,9 +56,10 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
         "chat": 0.05,
     },
 )
-"""Share of each kind among the first turns, by stage."""
+"""Weights of the kinds of first turns, by stage; `choice` is a conversation of its own (see `_write_choice`)."""
 _STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
 _STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.15)
+_CHOICE_TURNS = {"single": 0.7, "no_fit": 0.12, "parallel_different": 0.12, "parallel_same": 0.06}
 _LATER = (
     "single",
     "single",
@@ -117,8 +120,19 @@ def frames_by_domain() -> dict[str, tuple[Frame, ...]]:
 class _Plan:
     """The tools of one conversation and how to speak beside them."""
 
-    def __init__(self, rng: Dice, lex: Lexicon, number: int, kind: str, builtin: float, composed: float):
+    def __init__(
+        self,
+        rng: Dice,
+        lex: Lexicon,
+        number: int,
+        kind: str,
+        builtin: float,
+        composed: float,
+        most_slots: int | None = None,
+    ):
+        """`most_slots`: leave out tools with more parameters."""
         self.rng, self.lex, self.values = rng, lex, Values(rng, lex)
+        self.most_slots = most_slots
         self.link: tuple[Link, Tool, Tool] | None = None
         tools: list[Tool] = []
         self.seeds: list[Seed] = []
@@ -153,9 +167,11 @@ class _Plan:
             if everyday and rng.random() < 0.93:
                 domain = domain or rng.choice(tuple(frames_by_domain().values()))
                 frame = rng.choice(domain if rng.random() < 0.55 else domain_frames())
+                if self.most_slots is not None and len(frame.slots) > self.most_slots:
+                    continue
                 if frame.names[0] in meanings or meanings & rivals().get(frame.names[0], frozenset()):
                     continue
-                if rng.random() < 0.12:
+                if self.most_slots is None and rng.random() < 0.12:
                     frame = replace(
                         frame,
                         slots=(*frame.slots, custom_slot(rng, lex, {k for s in frame.slots for k in s.keys}, False)),
@@ -170,7 +186,7 @@ class _Plan:
                 if any(s.noun == seed.noun and s.synset.kind == seed.synset.kind for s in self.seeds):
                     continue
                 self.seeds.append(seed)
-                frame = compose(seed, rng, lex)
+                frame = compose(seed, rng, lex, self.most_slots)
             tool = Tool.spell(frame, rng, lex.nonce(rng) if rng.random() < 0.04 else "", self.values)
             if tool.name not in names:
                 names.add(tool.name)
@@ -227,6 +243,17 @@ def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: 
     return Conversation(kind, tuple(t.spec for t in plan.tools), tuple(script.messages))
 
 
+def _write_choice(rng: Dice, lex: Lexicon, stage: int) -> Conversation:
+    """Many short requests over one set of small tools: the most choices in the fewest tokens."""
+    plan = _Plan(rng, lex, rng.choice((3, 4, 4, 5, 5, 6)), "choice", 1.5 * _STAGE_BUILTIN[stage], 0.6, most_slots=1)
+    script = Script(plan.tools, plan.values, lex)
+    kinds = rng.choices(*zip(*_CHOICE_TURNS.items(), strict=True), k=rng.randint(4, 8))
+    for i, kind in enumerate(kinds):
+        script.ending = i == len(kinds) - 1
+        _turn(kind, script, plan)
+    return Conversation("choice", tuple(t.spec for t in plan.tools), tuple(script.messages))
+
+
 def _turn(kind: str, script: Script, plan: _Plan) -> None:
     if kind == "chat":
         small_talk(script, small_talk_lines())
@@ -255,6 +282,9 @@ def conversations(seed: int, split: Split = "train", stage: int = 3) -> Iterator
     kinds, weights = zip(*_STAGE_KINDS[stage].items(), strict=True)
     while True:
         kind = rng.choices(kinds, weights)[0]
+        if kind == "choice":
+            yield _write_choice(rng, lex, stage)
+            continue
         turns = rng.choice(((2, 3, 4), (2, 3, 4), (1, 2, 3, 4), (2, 3, 3, 4, 5))[stage])
         yield _write(kind, rng, lex, stage, turns)
 

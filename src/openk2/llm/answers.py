@@ -1,0 +1,159 @@
+"""What the engine sends for one request, turned into an answer: chat events, or a raw continuation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from openk2.chat.events import ChatEvent, Finished, TextDelta
+from openk2.chat.messages import FinishReason, Usage
+from openk2.chat.parser import ReplyParser, TokenLexer
+from openk2.engine import StepOutput
+from openk2.engine.process import Outcome
+from openk2.errors import OpenK2Error, ProviderError
+from openk2.tokenizer import IncrementalDetokenizer, Tokenizer
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A raw continuation of a prompt."""
+
+    text: str
+    """Control tokens are not part of it."""
+    token_ids: tuple[int, ...]
+    """Everything that was generated, the token that ended it included."""
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class StopStrings:
+    """Looks for stop strings in a stream of text, holding back what could be the start of one."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self._stop = stop
+        self._held = ""
+
+    def push(self, text: str) -> tuple[str, bool]:
+        """Text that is certain now, and whether a stop string ended it."""
+        text = self._held + text
+        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        if found:
+            self._held = ""
+            return text[: min(found)], True
+        held = max((_overlap(text, stop) for stop in self._stop), default=0)
+        self._held = text[len(text) - held :]
+        return text[: len(text) - held], False
+
+    def flush(self) -> str:
+        held, self._held = self._held, ""
+        return held
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` with which `stop` begins."""
+    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+class Answer:
+    """One chat answer: engine outputs to events, the last of which is `Finished`."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, parser: ReplyParser, stop: Sequence[str]) -> None:
+        self.is_finished = False
+        self.engine_finished = False
+        self._usage = Usage(prompt_tokens)
+        self._vocab_size = tokenizer.vocab_size
+        self._lexer = TokenLexer(tokenizer)
+        self._parser = parser
+        self._stop = StopStrings(stop)
+
+    def feed(self, outcome: Outcome) -> list[ChatEvent]:
+        """Events that follow. Raises the error that ended the request."""
+        output = _checked(outcome, self)
+        self._usage = replace(self._usage, cached_tokens=output.cached_tokens)
+        events: list[ChatEvent] = []
+        for token_id in output.token_ids:
+            self._usage = replace(self._usage, completion_tokens=self._usage.completion_tokens + 1)
+            # A model may have more rows than the tokenizer entries; such an id has no text.
+            pieces = self._lexer.push(token_id) if token_id < self._vocab_size else []
+            if self._through_stops([event for piece in pieces for event in self._parser.feed(piece)], events):
+                return self._finish("stop", events)
+        if output.finish_reason is not None:
+            pieces = self._lexer.flush()
+            if self._through_stops([event for piece in pieces for event in self._parser.feed(piece)], events):
+                return self._finish("stop", events)
+            return self._finish(output.finish_reason, events)
+        return events
+
+    def _through_stops(self, parsed: Sequence[ChatEvent], events: list[ChatEvent]) -> bool:
+        """Append `parsed` to `events`, its prose as far as it is certain; True when a stop string ended it."""
+        for event in parsed:
+            if isinstance(event, TextDelta):
+                text, stopped = self._stop.push(event.text)
+                if text:
+                    events.append(TextDelta(text))
+                if stopped:
+                    return True
+                continue
+            held = self._stop.flush()
+            if held:
+                events.append(TextDelta(held))
+            events.append(event)
+        return False
+
+    def _finish(self, reason: FinishReason, events: list[ChatEvent]) -> list[ChatEvent]:
+        self.is_finished = True
+        last = self._parser.finish(reason, self._usage)
+        if self._through_stops(last, events):
+            events.append(Finished("stop", self._usage))
+        return events
+
+
+class RawAnswer:
+    """One raw continuation."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stop: Sequence[str]) -> None:
+        self.is_finished = False
+        self.engine_finished = False
+        self._usage = Usage(prompt_tokens)
+        self._tokenizer = tokenizer
+        self._detokenizer = IncrementalDetokenizer(tokenizer)
+        self._stop = StopStrings(stop)
+        self._text: list[str] = []
+        self._ids: list[int] = []
+        self._reason: FinishReason = "error"
+
+    def feed(self, outcome: Outcome) -> None:
+        output = _checked(outcome, self)
+        self._usage = replace(self._usage, cached_tokens=output.cached_tokens)
+        for token_id in output.token_ids:
+            self._ids.append(token_id)
+            if token_id < self._tokenizer.vocab_size and token_id not in self._tokenizer.special_ids:
+                self._add(self._detokenizer.push(token_id))
+            if self.is_finished:
+                return
+        if output.finish_reason is not None:
+            self._add(self._detokenizer.flush())
+            if not self.is_finished:
+                self._text.append(self._stop.flush())
+                self.is_finished, self._reason = True, output.finish_reason
+
+    def generation(self) -> Generation:
+        usage = replace(self._usage, completion_tokens=len(self._ids))
+        return Generation("".join(self._text), tuple(self._ids), self._reason, usage)
+
+    def _add(self, text: str) -> None:
+        certain, stopped = self._stop.push(text)
+        self._text.append(certain)
+        if stopped:
+            self.is_finished, self._reason = True, "stop"
+
+
+def _checked(outcome: Outcome, answer: Answer | RawAnswer) -> StepOutput:
+    """The output, unless the request failed; notes when the engine is done with it."""
+    if isinstance(outcome, OpenK2Error):
+        answer.engine_finished = True
+        raise outcome
+    answer.engine_finished = outcome.finish_reason is not None
+    if outcome.finish_reason == "error":
+        raise ProviderError(outcome.error or "the engine failed on this request")
+    return outcome

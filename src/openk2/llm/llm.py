@@ -1,0 +1,219 @@
+"""The local ChatProvider: tokenizer, chat template and engine under one name.
+
+    llm = LLM()  # the embedded k2-nano
+    completion = llm.chat([Message("user", "What is 12 * 7?")], tools=BUILTIN_TOOLS)
+
+Text lives here and above, ids below: prompts are rendered, answers are read and stop strings are looked for on this
+side; the engine, in a thread or in a process of its own, sees neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openk2.chat.events import ChatEvent, collect
+from openk2.chat.ids import count_calls
+from openk2.chat.messages import Completion, Message, ToolChoice, ToolSpec
+from openk2.chat.parser import ReplyParser
+from openk2.chat.provider import ChatRequest
+from openk2.chat.template import ChatTemplate
+from openk2.checkpoint import load_generation_config
+from openk2.config import SamplingParams
+from openk2.engine import EngineConfig
+from openk2.engine.process import EngineClient, Outcome, ProcessEngine, Submission, ThreadEngine
+from openk2.errors import (
+    ConfigError,
+    ContextLengthError,
+    RequestError,
+)
+from openk2.llm.answers import Answer, Generation, RawAnswer
+from openk2.llm.source import ConstraintSpec, EngineBuilder, Source, model_folder
+from openk2.tokenizer import Tokenizer
+
+DEFAULT_TEMPERATURE = 0.6
+"""The model card's recommendation, where neither the request nor the checkpoint says."""
+
+
+class LLM:
+    """A model on this machine.
+
+    model: the name of an embedded model, a checkpoint folder, or `random:PRESET` (random weights; needs `tokenizer`).
+    dtype: of weights and cache; None is the stored one, but float32 for bfloat16 where `serving_dtype` says so.
+    tokenizer: a folder, or an embedded model's name, whose tokenizer and template are used in place of the model's.
+    max_model_len: prompt plus answer, in tokens; None is the model's own window.
+    engine_process: run the engine in a process of its own, as a server should. Programs that set it guard their main
+    module by `if __name__ == "__main__"`.
+
+    Raises CheckpointError, ConfigError or TokenizerError for a model that cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "k2-nano",
+        *,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        tokenizer: str | Path | None = None,
+        max_model_len: int | None = None,
+        engine_process: bool = False,
+        engine_config: EngineConfig | None = None,
+    ) -> None:
+        source = Source.find(model)
+        self._name = source.name
+        self.config = source.config
+        tokenizer_folder = source.folder if tokenizer is None else model_folder(tokenizer)
+        if tokenizer_folder is None:
+            raise ConfigError(f"{model} has no tokenizer; name a folder with one by tokenizer=", param="tokenizer")
+        self.tokenizer = Tokenizer.from_folder(tokenizer_folder)
+        if self.tokenizer.vocab_size > self.config.vocab_size:
+            raise ConfigError(
+                f"the tokenizer of {tokenizer_folder} has {self.tokenizer.vocab_size} entries, the model only "
+                f"{self.config.vocab_size}",
+                param="tokenizer",
+            )
+        self.template = ChatTemplate.from_folder(self.tokenizer, tokenizer_folder)
+        self.generation_config = {} if source.folder is None else load_generation_config(source.folder)
+        self.stop_token_ids = self._stop_token_ids(own_tokenizer=tokenizer is None)
+        self.fingerprint = source.fingerprint()
+        engine_config = engine_config or EngineConfig()
+        if max_model_len is not None:
+            engine_config = replace(engine_config, max_model_len=max_model_len)
+        build = EngineBuilder(source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config)
+        self._engine: EngineClient = ProcessEngine(build) if engine_process else ThreadEngine(build)
+
+    @property
+    def model(self) -> str:
+        """The name under which the model answers."""
+        return self._name
+
+    @property
+    def max_model_len(self) -> int:
+        """Most tokens of a request, prompt and answer."""
+        return self._engine.max_model_len
+
+    @property
+    def is_alive(self) -> bool:
+        return self._engine.is_alive
+
+    def close(self) -> None:
+        """End the engine; requests that still run get EngineDeadError."""
+        self._engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
+        """See `ChatProvider.stream`."""
+        submission, answer = await asyncio.to_thread(self._prepare, request)
+        loop = asyncio.get_running_loop()
+        outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
+
+        def sink(outcome: Outcome) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+                loop.call_soon_threadsafe(outcomes.put_nowait, outcome)
+
+        self._engine.submit(submission, sink)
+        try:
+            while not answer.is_finished:
+                for event in answer.feed(await outcomes.get()):
+                    yield event
+        finally:
+            if not answer.engine_finished:
+                self._engine.abort(submission.request_id)
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[ToolSpec] = (),
+        tool_choice: ToolChoice | None = None,
+        sampling: SamplingParams | None = None,
+        grammar: bool = True,
+    ) -> Completion:
+        """The whole answer; raises as `stream` does."""
+        request = ChatRequest(
+            tuple(messages), tuple(tools), tool_choice or ToolChoice(), sampling or SamplingParams(), grammar
+        )
+        submission, answer = self._prepare(request)
+        return collect(event for outcome in self._outcomes(submission, answer) for event in answer.feed(outcome))
+
+    def generate(self, prompt: str | Sequence[int], sampling: SamplingParams | None = None) -> Generation:
+        """Continue a raw prompt: token ids, or text (in which control tokens are ordinary text).
+
+        Raises RequestError or ProviderError.
+        """
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        resolved = self._resolve(sampling or SamplingParams(), len(ids))
+        submission = Submission(uuid.uuid4().hex, ids, replace(resolved, stop=()), self.stop_token_ids)
+        answer = RawAnswer(self.tokenizer, len(ids), resolved.stop)
+        for outcome in self._outcomes(submission, answer):
+            answer.feed(outcome)
+        return answer.generation()
+
+    def _outcomes(self, submission: Submission, answer: Answer | RawAnswer) -> Iterator[Outcome]:
+        outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._engine.submit(submission, outcomes.put)
+        try:
+            while not answer.is_finished:
+                yield outcomes.get()
+        finally:
+            if not answer.engine_finished:
+                self._engine.abort(submission.request_id)
+
+    def _prepare(self, request: ChatRequest) -> tuple[Submission, Answer]:
+        if not request.messages:
+            raise RequestError("messages is empty", param="messages")
+        prompt = self.template.render(request.messages, request.tools)
+        sampling = self._resolve(request.sampling, len(prompt))
+        first_index = count_calls(request.messages)
+        constraint = ConstraintSpec(request.tools, request.tool_choice, first_index, request.grammar)
+        submission = Submission(
+            uuid.uuid4().hex, prompt, replace(sampling, stop=()), self.stop_token_ids, constraint=constraint
+        )
+        names = [tool.name for tool in request.tools]
+        return submission, Answer(self.tokenizer, len(prompt), ReplyParser(first_index, names), sampling.stop)
+
+    def _resolve(self, sampling: SamplingParams, prompt_tokens: int) -> SamplingParams:
+        """Settings of the request, else of generation_config.json, else the defaults; checked against this model."""
+        if prompt_tokens >= self.max_model_len:
+            raise ContextLengthError(prompt_tokens=prompt_tokens, max_model_len=self.max_model_len)
+        if sampling.topk is not None and sampling.topk > self.config.num_experts_per_tok:
+            raise RequestError(
+                f"topk must be at most {self.config.num_experts_per_tok}, not {sampling.topk}", param="topk"
+            )
+        room = self.max_model_len - prompt_tokens
+        defaults = self.generation_config
+        temperature = defaults.get("temperature", DEFAULT_TEMPERATURE) if defaults.get("do_sample", True) else 0.0
+
+        def first(value: Any, key: str) -> Any:
+            return defaults.get(key) if value is None else value
+
+        return replace(
+            sampling,
+            max_tokens=min(sampling.max_tokens or room, room),
+            temperature=temperature if sampling.temperature is None else sampling.temperature,
+            top_p=first(sampling.top_p, "top_p"),
+            top_k=first(sampling.top_k, "top_k"),
+            min_p=first(sampling.min_p, "min_p"),
+        )
+
+    def _stop_token_ids(self, *, own_tokenizer: bool) -> frozenset[int]:
+        """The end of a turn, and what the checkpoint's two configs call the end: they differ in K2's own files."""
+        stops = {self.tokenizer.im_end_id, self.tokenizer.eos_id}
+        if own_tokenizer:
+            stated = self.generation_config.get("eos_token_id")
+            stops.update(self.config.eos_token_ids)
+            stops.update([stated] if isinstance(stated, int) else stated or ())
+        return frozenset(stops)

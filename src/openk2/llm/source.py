@@ -1,0 +1,117 @@
+"""Where a model comes from, and the engine that is built from it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from openk2 import assets
+from openk2.chat.constraints import ToolConstraint, tool_grammars
+from openk2.chat.messages import ToolChoice, ToolSpec
+from openk2.checkpoint import Checkpoint, load_config, load_model, random_model
+from openk2.config import ModelConfig, preset
+from openk2.engine import Engine, EngineConfig
+from openk2.engine.process import EngineParts
+from openk2.errors import CheckpointError, EnvironmentFault
+from openk2.tokenizer import Tokenizer
+
+RANDOM_PREFIX = "random:"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model's weights come from."""
+
+    name: str
+    config: ModelConfig
+    folder: Path | None
+    """None: random weights."""
+
+    @classmethod
+    def find(cls, model: str | Path) -> Source:
+        text = str(model)
+        if text.startswith(RANDOM_PREFIX):
+            return cls(text, preset(text.removeprefix(RANDOM_PREFIX)), None)
+        folder = model_folder(model)
+        return cls(text if text in assets.names() else folder.resolve().name, load_config(folder), folder)
+
+    def fingerprint(self) -> str:
+        """Changes with the config and the weights (of a large file, its size and its beginning)."""
+        digest = hashlib.sha256(repr(sorted(self.config.to_hf().items(), key=str)).encode())
+        for file in () if self.folder is None else sorted(self.folder.glob("*.safetensors")):
+            with file.open("rb") as weights:
+                size = file.stat().st_size
+                digest.update(f"{file.name}:{size}:".encode() + weights.read(size if size < 1 << 26 else 1 << 20))
+        return digest.hexdigest()[:16]
+
+
+def model_folder(model: str | Path) -> Path:
+    """The folder called `model`: one that exists, else an embedded model's."""
+    path = Path(model)
+    if path.is_dir():
+        return path
+    if path.name == str(model) and not path.exists():
+        return assets.path(path.name)
+    raise CheckpointError(f"{path}: no such checkpoint folder", param=str(path))
+
+
+def serving_dtype(checkpoint: Checkpoint, device: str) -> torch.dtype | None:
+    """The dtype to compute a checkpoint in: None for its own.
+
+    A CPU without bfloat16 instructions emulates them at a fraction of float32's speed, so weights of two bytes become
+    float32 there, as long as they take at most half of the memory that is free.
+    """
+    if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    stored = {tensor.dtype for _, name, tensor in checkpoint.tensors() if name == "model.embed_tokens.weight"}
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return torch.float32 if stored == {"BF16"} and 4 * checkpoint.weight_bytes <= free else None
+
+
+@dataclass(frozen=True)
+class ConstraintSpec:
+    """What a request's `ToolConstraint` is built from, on the engine's side."""
+
+    tools: tuple[ToolSpec, ...]
+    tool_choice: ToolChoice
+    first_index: int
+    grammar: bool
+
+
+@dataclass(frozen=True)
+class EngineBuilder:
+    """Makes the engine where it is to run; picklable."""
+
+    source: Source
+    device: str
+    dtype: torch.dtype | None
+    tokenizer_folder: Path
+    stop_token_ids: frozenset[int]
+    engine_config: EngineConfig
+
+    def __call__(self) -> EngineParts:
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise EnvironmentFault("no CUDA device that this torch can use; take --device cpu", param="device")
+        if self.source.folder is None:
+            model = random_model(self.source.config, device=self.device, dtype=self.dtype or torch.float32)
+        else:
+            dtype = self.dtype or serving_dtype(Checkpoint.open(self.source.folder), self.device)
+            model = load_model(self.source.folder, device=self.device, dtype=dtype)
+        tokenizer = Tokenizer.from_folder(self.tokenizer_folder)
+        tool_grammars(tokenizer)  # made once, before the first request waits for it
+
+        def make_constraint(spec: ConstraintSpec) -> ToolConstraint | None:
+            return ToolConstraint.build(
+                tokenizer,
+                spec.tools,
+                spec.tool_choice,
+                spec.first_index,
+                spec.grammar,
+                end_ids=self.stop_token_ids,
+            )
+
+        return EngineParts(Engine(model, self.engine_config), make_constraint)
