@@ -16,7 +16,7 @@ from openk2.errors import CheckpointError, ConfigError
 from openk2.models import ForwardBatch, K2Model
 from openk2.training.balance import update_router_bias_
 from openk2.training.bpe import copy_friendly, train_ranks
-from openk2.training.init import structured_init_
+from openk2.training.init import STACKED_SHARE, structured_init_
 from openk2.training.packing import IGNORE, collate, render_example
 from openk2.training.recipe import Recipe, load_recipe
 from openk2.training.schedule import WarmupStableDecay
@@ -99,15 +99,25 @@ def test_a_run_can_go_on_from_a_checkpoint(recipe: Recipe, template: ChatTemplat
         make_trainer(other, template, tmp_path / "third")
 
 
-def test_a_grown_model_computes_the_same_and_trains(recipe: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+def test_a_grown_model_adds_to_what_its_source_computes_and_trains(
+    recipe: Recipe, template: ChatTemplate, tmp_path: Path
+) -> None:
     from dataclasses import replace
 
     first = make_trainer(recipe, template, tmp_path / "first")
     save_model(first.model, tmp_path / "checkpoint", dtype=torch.float32)
     deeper = replace(recipe, init=str(tmp_path / "checkpoint"), model=replace(recipe.model, num_hidden_layers=5))
     second = make_trainer(deeper, template, tmp_path / "second")
+    grown, layers = weights(second), second.model.model.layers
+    for added, copied in ((2, 0), (3, 1)):
+        for part in ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"):
+            share = STACKED_SHARE if part == "o_proj" else 1.0
+            source = grown[f"model.layers.{copied}.self_attn.{part}.weight"]
+            torch.testing.assert_close(grown[f"model.layers.{added}.self_attn.{part}.weight"], share * source)
     ids = torch.arange(50)
     with torch.no_grad():
+        for added in (2, 3):  # without what the copied attention says, it is the source
+            layers[added].self_attn.o_proj.weight.zero_()
         a, b = (t.model.compute_logits(t.model(ids, ForwardBatch.packed([50]))) for t in (first, second))
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
     before = weights(second)

@@ -20,6 +20,8 @@ from openk2.models.attention import MLAttention
 
 OUTPUTS = ("o_proj.weight", "down_proj.weight", "down_proj")
 """How the names of the matrices that write to the residual stream end."""
+STACKED_SHARE = 0.5
+"""Of a copied attention's output, in an added layer: the loss barely rises, and falls again within minutes."""
 
 
 def first_model(config: ModelConfig, init: str, seed: int) -> K2Model:
@@ -48,18 +50,25 @@ def first_model(config: ModelConfig, init: str, seed: int) -> K2Model:
 def grow_(model: K2Model, source: K2Model, seed: int) -> None:
     """Give `model` the weights of `source`, which may have fewer layers.
 
-    The added layers stand before the last one and write nothing to the residual stream at first: the grown model
-    computes what the source computes.
+    The added layers stand before the last one. Their attention is that of the first layers, in order, at a share of
+    its strength (progressive stacking, Gong et al. 2019, for attention alone); their feed-forward parts write nothing
+    at first. Added attention that starts from random weights stays without a use for millions of tokens.
     """
     random_init_(model, seed)
     added = model.config.num_hidden_layers - source.config.num_hidden_layers
     last = source.config.num_hidden_layers - 1
-    targets = dict(model.named_parameters())
+    weights, targets = dict(source.named_parameters()), dict(model.named_parameters())
     for name, parameter in targets.items():
         if name.endswith(OUTPUTS):
             parameter.zero_()
-    for name, parameter in source.named_parameters():
+    for name, parameter in weights.items():
         targets[name.replace(f"layers.{last}.", f"layers.{last + added}.")].copy_(parameter)
+    for index in range(added):
+        copied, prefix = f"layers.{index % (last + 1)}.", f"layers.{last + index}."
+        for name, parameter in weights.items():
+            if copied + "self_attn." in name or copied + "input_layernorm." in name:
+                share = STACKED_SHARE if name.endswith("o_proj.weight") else 1.0
+                targets[name.replace(copied, prefix)].copy_(parameter * share)
 
 
 @torch.no_grad()

@@ -249,14 +249,17 @@ def _family(kind: str) -> str:
     }.get(kind, kind)
 
 
-def compose(seed: Seed, rng: Dice, lex: Lexicon, most_slots: int | None = None) -> Frame:
-    """A frame for `seed` with random parameters (at most `most_slots`) and request patterns."""
+def compose(seed: Seed, rng: Dice, lex: Lexicon, most_slots: int | None = None, opaque_share: float = 0.1) -> Frame:
+    """A frame for `seed` with random parameters (at most `most_slots`) and request patterns.
+
+    `opaque_share`: chance of a name that does not say what the tool does.
+    """
     verbs, noun = seed.synset.verbs, seed.noun
     named, described = rng.choice(verbs), rng.choice(verbs)
     slug = noun.replace(" ", "_")
     verb_slug = named.replace(" ", "_")
     name = rng.choice((f"{verb_slug}_{slug}", f"{verb_slug}_{slug}", f"{verb_slug}_{slug}", f"{slug}_{verb_slug}"))
-    opaque = rng.random() < 0.1
+    opaque = rng.random() < opaque_share
     if opaque:
         name = rng.choice((lex.nonce(rng), f"{lex.nonce(rng)}_{lex.nonce(rng)}", f"{slug}_{lex.nonce(rng)}"))
     v = described.capitalize()
@@ -271,7 +274,7 @@ def compose(seed: Seed, rng: Dice, lex: Lexicon, most_slots: int | None = None) 
         )
     )
     told = [described] if opaque else [named, named, described]
-    if lex.split == "train":
+    if lex.split == "train" and rng.random() >= opaque_share:
         told.append(rng.choice(verbs))
     asks = []
     for _ in range(4):

@@ -40,6 +40,8 @@ class Script:
     """The latest single request, for follow-ups."""
     ending: bool = False
     """This is the last turn: it may end with the call, to teach more calls in as many tokens."""
+    brief: bool = False
+    """Tools say no more than that it is done."""
 
     @property
     def rng(self) -> Dice:
@@ -72,7 +74,7 @@ def invent_result(request: Request, script: Script) -> tuple[Any, str]:
     rng, values, tool = script.rng, script.values, request.tool
     if tool.frame.domain == "builtin":
         return builtin_result(request, values)
-    fields = tool.frame.results
+    fields = () if script.brief else tool.frame.results
     if not fields:
         done = rng.choice(
             ({"status": "ok"}, {"ok": True}, "ok", "done", {"success": True}, {"result": "ok"}, "", {}, None)

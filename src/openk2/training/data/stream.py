@@ -28,13 +28,24 @@ from openk2.training.data.scenarios import (
 from openk2.training.data.script import Conversation, Script
 from openk2.training.data.values import Values
 
-KINDS = ("single", "follow_up", "parallel_same", "parallel_different", "chain", "error", "missing", "no_fit", "chat")
+KINDS = (
+    "single",
+    "follow_up",
+    "parallel_same",
+    "parallel_different",
+    "chain",
+    "error",
+    "missing",
+    "no_fit",
+    "chat",
+    "choice",
+)
 
 _STAGE_KINDS: tuple[dict[str, float], ...] = (
     {"single": 1.0},
     {"single": 0.5, "choice": 0.35, "no_fit": 0.08, "follow_up": 0.07},
     {
-        "choice": 0.6,
+        "choice": 2.5,
         "single": 0.37,
         "parallel_same": 0.11,
         "parallel_different": 0.13,
@@ -45,7 +56,7 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
         "chat": 0.06,
     },
     {
-        "choice": 0.3,
+        "choice": 1.5,
         "single": 0.37,
         "parallel_same": 0.10,
         "parallel_different": 0.13,
@@ -58,7 +69,7 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
 )
 """Weights of the kinds of first turns, by stage; `choice` is a conversation of its own (see `_write_choice`)."""
 _STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
-_STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.15)
+_STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.25)
 _CHOICE_TURNS = {"single": 0.7, "no_fit": 0.12, "parallel_different": 0.12, "parallel_same": 0.06}
 _LATER = (
     "single",
@@ -129,10 +140,15 @@ class _Plan:
         builtin: float,
         composed: float,
         most_slots: int | None = None,
+        opaque: float = 0.1,
+        near: float = 0.6,
     ):
-        """`most_slots`: leave out tools with more parameters."""
+        """`most_slots`: leave out tools with more parameters. `opaque`: share of the composed names that say nothing.
+
+        `near`: share of the composed tools that have the verb or the noun of another.
+        """
         self.rng, self.lex, self.values = rng, lex, Values(rng, lex)
-        self.most_slots = most_slots
+        self.most_slots, self.opaque, self.near = most_slots, opaque, near
         self.link: tuple[Link, Tool, Tool] | None = None
         tools: list[Tool] = []
         self.seeds: list[Seed] = []
@@ -180,13 +196,13 @@ class _Plan:
             else:
                 seed = (
                     near_seed(rng.choice(self.seeds), rng, lex)
-                    if self.seeds and rng.random() < 0.6
+                    if self.seeds and rng.random() < self.near
                     else draw_seed(rng, lex)
                 )
                 if any(s.noun == seed.noun and s.synset.kind == seed.synset.kind for s in self.seeds):
                     continue
                 self.seeds.append(seed)
-                frame = compose(seed, rng, lex, self.most_slots)
+                frame = compose(seed, rng, lex, self.most_slots, self.opaque)
             tool = Tool.spell(frame, rng, lex.nonce(rng) if rng.random() < 0.04 else "", self.values)
             if tool.name not in names:
                 names.add(tool.name)
@@ -244,9 +260,17 @@ def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: 
 
 
 def _write_choice(rng: Dice, lex: Lexicon, stage: int) -> Conversation:
-    """Many short requests over one set of small tools: the most choices in the fewest tokens."""
-    plan = _Plan(rng, lex, rng.choice((3, 4, 4, 5, 5, 6)), "choice", 1.5 * _STAGE_BUILTIN[stage], 0.6, most_slots=1)
-    script = Script(plan.tools, plan.values, lex)
+    """Many short requests over one set of small tools: the most choices in the fewest tokens.
+
+    Most sets have no parameters at all, and names that cannot be guessed from the request: the description has to be
+    found, and the name that follows it.
+    """
+    number = rng.choice((2, 3, 3, 4, 4, 5, 6))
+    if rng.random() < 0.5:
+        plan = _Plan(rng, lex, number, "choice", 0.0, 1.0, most_slots=0, opaque=0.5, near=0.35)
+    else:
+        plan = _Plan(rng, lex, number, "choice", 1.5 * _STAGE_BUILTIN[stage], 0.6, most_slots=1)
+    script = Script(plan.tools, plan.values, lex, brief=True)
     kinds = rng.choices(*zip(*_CHOICE_TURNS.items(), strict=True), k=rng.randint(4, 8))
     for i, kind in enumerate(kinds):
         script.ending = i == len(kinds) - 1
@@ -295,13 +319,18 @@ def held_cases(
     """`n` cases (tools, messages so far, expected assistant message) of `kind` from the held-out part.
 
     `kind`: one of `KINDS`, or `builtin`: single calls of the agent's own tools in phrasings that `train` never contains.
-    Kinds of several assistant turns (`chain`, `error`, `missing`) give one case for each of them.
+    Kinds of several assistant turns (`choice`, `chain`, `error`, `missing`) give one case for each of them.
     """
     rng = Dice(f"{seed}/cases/{kind}")
     lex = lexicon("held")
     given = 0
     while given < n:
-        made = _write("single" if kind == "builtin" else kind, rng, lex, stage, 1, 1.0 if kind == "builtin" else 0.0)
+        if kind == "choice":
+            made = _write_choice(rng, lex, stage)
+        else:
+            made = _write(
+                "single" if kind == "builtin" else kind, rng, lex, stage, 1, 1.0 if kind == "builtin" else 0.0
+            )
         for i, message in enumerate(made.messages):
             if message.role == "assistant" and given < n:
                 if kind in ("single", "builtin", "parallel_same", "parallel_different") and not message.tool_calls:
