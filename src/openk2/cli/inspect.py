@@ -27,6 +27,15 @@ PARTS = (
 
 
 @dataclass(frozen=True)
+class TensorEntry:
+    name: str
+    shape: tuple[int, ...]
+    dtype: str | None
+    """As the file spells it (BF16, F8_E4M3, I32 ...); None without weight files."""
+    file: str | None
+
+
+@dataclass(frozen=True)
 class Inspection:
     model: str
     config: dict[str, Any]
@@ -47,19 +56,22 @@ class Inspection:
     """Of the latent cache, in bfloat16."""
     problem: str | None
     """What keeps the weights from being loaded."""
+    tensor_list: list[TensorEntry] | None = None
+    """Every tensor, where it was asked for."""
 
 
 def command(
     model: Annotated[
         str, typer.Argument(help="A checkpoint folder, k2-nano, or a preset such as k2-0905.")
     ] = "k2-nano",
+    tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor: name, shape, dtype, file.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show what is in a model. No weight is read.
 
     Exit codes: 0 shown; 1 shown, but its weights cannot be loaded; 2 no such model.
     """
-    inspection = inspect_model(model)
+    inspection = inspect_model(model, tensors=tensors)
     if as_json:
         typer.echo(json.dumps(asdict(inspection), indent=2, ensure_ascii=False))
     else:
@@ -68,8 +80,10 @@ def command(
         raise typer.Exit(1)
 
 
-def inspect_model(model: str) -> Inspection:
-    """Raises CheckpointError or ConfigError for a model that is not there or not of this architecture."""
+def inspect_model(model: str, *, tensors: bool = False) -> Inspection:
+    """What is in `model`; with `tensors`, each of them too.
+
+    Raises CheckpointError or ConfigError for a model that is not there or not of this architecture."""
     from openk2 import assets
     from openk2.checkpoint import Checkpoint, load_config
     from openk2.config import PRESETS, preset
@@ -78,12 +92,12 @@ def inspect_model(model: str) -> Inspection:
     if not folder.is_dir() and model in assets.names():
         folder = assets.path(model)
     if not folder.exists() and model.lower() in PRESETS:
-        return _inspection(model, preset(model), None)
+        return _inspection(model, preset(model), None, tensors)
     config = load_config(folder)
-    return _inspection(model, config, Checkpoint.open(folder))
+    return _inspection(model, config, Checkpoint.open(folder), tensors)
 
 
-def _inspection(model: str, config: ModelConfig, checkpoint: Checkpoint | None) -> Inspection:
+def _inspection(model: str, config: ModelConfig, checkpoint: Checkpoint | None, tensors: bool) -> Inspection:
     import torch
 
     from openk2.models import K2Model, num_active_parameters
@@ -112,7 +126,14 @@ def _inspection(model: str, config: ModelConfig, checkpoint: Checkpoint | None) 
         stored_dtypes=dtypes,
         cache_bytes_per_token=2 * config.latent_dim * config.num_hidden_layers,
         problem=_problem(checkpoint, config, empty) if checkpoint else None,
+        tensor_list=_tensor_list(checkpoint, empty) if tensors else None,
     )
+
+
+def _tensor_list(checkpoint: Checkpoint | None, empty: Any) -> list[TensorEntry]:
+    if checkpoint is None:
+        return [TensorEntry(name, tuple(t.shape), None, None) for name, t in empty.checkpoint_tensors()]
+    return [TensorEntry(name, stored.shape, stored.dtype, path.name) for path, name, stored in checkpoint.tensors()]
 
 
 def _problem(checkpoint: Checkpoint, config: ModelConfig, empty: Any) -> str | None:
@@ -136,6 +157,9 @@ def _print(inspection: Inspection) -> None:
     for name, value in _rows(inspection):
         table.add_row(name, value)
     Console().print(table)
+    for entry in inspection.tensor_list or ():  # plain lines, for grep
+        shape = "x".join(map(str, entry.shape))
+        typer.echo("  ".join(filter(None, (entry.name, shape, entry.dtype, entry.file))))
 
 
 def _rows(inspection: Inspection) -> list[tuple[str, str]]:

@@ -56,7 +56,7 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
         "chat": 0.06,
     },
     {
-        "choice": 1.5,
+        "choice": 1.0,
         "single": 0.37,
         "parallel_same": 0.10,
         "parallel_different": 0.13,
@@ -69,7 +69,7 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
 )
 """Weights of the kinds of first turns, by stage; `choice` is a conversation of its own (see `_write_choice`)."""
 _STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
-_STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.25)
+_STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.35)
 _CHOICE_TURNS = {"single": 0.7, "no_fit": 0.12, "parallel_different": 0.12, "parallel_same": 0.06}
 _LATER = (
     "single",
