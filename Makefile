@@ -56,3 +56,4 @@ test-peers: setup ## comparisons with other engines
 bench: setup ## speed of k2-nano and of a larger random model
 	$(VENV)/bin/python benchmarks/training_speed.py
 	$(VENV)/bin/python benchmarks/engine_speed.py
+	$(VENV)/bin/python benchmarks/server_speed.py

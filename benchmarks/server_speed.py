@@ -1,0 +1,178 @@
+"""Answer tokens/s through the server, beside the library on the same weights in the same run.
+
+    python benchmarks/server_speed.py [--models k2-nano mini] [--streams 1 8] [--rounds N] [--json FILE]
+
+`mini` (random weights, see `engine_speed`) is written to a temporary folder and served with k2-nano's tokenizer. Both
+sides answer the same chat requests, streamed, greedy, at the same concurrency, in turns; each figure is the median of
+the rounds, the ratio the server's to the library's. The server runs as users start it, HTTP and JSON included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import torch
+
+from engine_speed import cpu_name, mini
+from openk2 import LLM
+from openk2.chat.events import Finished, TextDelta
+from openk2.chat.messages import Message
+from openk2.chat.provider import ChatRequest
+from openk2.checkpoint import random_model, save_model
+from openk2.config import SamplingParams
+
+QUESTIONS = ("Hello, who are you?", "What can you do?", "Tell me about yourself.", "Thanks a lot!")
+Answer = tuple[float, float, int]
+"""Seconds to the first text and to the end, and answer tokens."""
+
+
+@contextlib.contextmanager
+def serving(model: str, tokenizer: str | None) -> Iterator[str]:
+    """Base URL of `openk2 serve MODEL`, once it is healthy."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "openk2", "serve", model, "--port", str(port)]
+    command += ["--tokenizer", tokenizer] if tokenizer else []
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    base = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(600):
+            with contextlib.suppress(httpx2.HTTPError):
+                if httpx2.get(f"{base}/health").status_code == 200:
+                    break
+            if process.poll() is not None:
+                raise SystemExit(f"the server of {model} ended with {process.returncode}")
+            time.sleep(0.2)
+        yield base
+    finally:
+        process.terminate()
+        process.wait()
+
+
+async def ask_server(client: httpx2.AsyncClient, model: str, question: str, max_tokens: int) -> Answer:
+    started, first, tokens = time.perf_counter(), 0.0, 0
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "temperature": 0,
+        "max_tokens": max_tokens,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        response.raise_for_status()
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if not first and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                first = time.perf_counter() - started
+            if chunk.get("usage"):
+                tokens = chunk["usage"]["completion_tokens"]
+    return first, time.perf_counter() - started, tokens
+
+
+async def ask_library(llm: LLM, question: str, max_tokens: int) -> Answer:
+    started, first, tokens = time.perf_counter(), 0.0, 0
+    request = ChatRequest((Message("user", question),), sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens))
+    async for event in llm.stream(request):
+        if isinstance(event, TextDelta) and not first:
+            first = time.perf_counter() - started
+        if isinstance(event, Finished):
+            tokens = event.usage.completion_tokens
+    return first, time.perf_counter() - started, tokens
+
+
+async def load(ask: Callable[[str], Awaitable[Answer]], streams: int, requests: int) -> tuple[float, float, int]:
+    """Answer tokens/s over all, median seconds to the first text, answer tokens; `streams` at a time."""
+    answers: list[Answer] = []
+    questions: Iterator[str] = (QUESTIONS[i % len(QUESTIONS)] for i in range(requests))
+
+    async def worker() -> None:
+        answers.extend([await ask(question) for question in questions])
+
+    started = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(streams)))
+    seconds, tokens = time.perf_counter() - started, sum(n for _, _, n in answers)
+    return tokens / seconds, statistics.median(first for first, _, _ in answers), tokens
+
+
+@contextlib.asynccontextmanager
+async def sides(model: str, tokenizer: str | None, max_tokens: int) -> AsyncIterator[dict[str, Any]]:
+    with serving(model, tokenizer) as base, LLM(model, tokenizer=tokenizer, engine_process=True) as llm:
+        async with httpx2.AsyncClient(base_url=base, timeout=600) as client:
+            served = (await client.get("/v1/models")).json()["data"][0]["id"]
+            yield {
+                "server": lambda question: ask_server(client, served, question, max_tokens),
+                "library": lambda question: ask_library(llm, question, max_tokens),
+            }
+
+
+async def measure(model: str, tokenizer: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
+    cases: dict[str, Any] = {}
+    async with sides(model, tokenizer, arguments.max_tokens) as asks:
+        for streams in arguments.streams:
+            figures: dict[str, list[tuple[float, float, int]]] = {side: [] for side in asks}
+            for round_number in range(arguments.rounds + 1):  # the first warms up
+                for side in sorted(asks, reverse=bool(round_number % 2)):
+                    figure = await load(asks[side], streams, max(arguments.requests, streams))
+                    if round_number:
+                        figures[side].append(figure)
+            rates = {side: statistics.median(rate for rate, _, _ in values) for side, values in figures.items()}
+            cases[f"{streams} at a time"] = {
+                **{f"{side} tok/s": round(rate, 1) for side, rate in rates.items()},
+                "ratio": round(rates["server"] / rates["library"], 2),
+                **{
+                    f"{side} first text ms": round(1000 * statistics.median(first for _, first, _ in values), 1)
+                    for side, values in figures.items()
+                },
+                "same tokens": figures["server"][0][2] == figures["library"][0][2],
+            }
+    return cases
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["k2-nano", "mini"])
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--requests", type=int, default=8, help="of each case and round")
+    parser.add_argument("--max-tokens", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    arguments = parser.parse_args()
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    results: dict[str, Any] = {
+        "command": " ".join(["python", "benchmarks/server_speed.py", *sys.argv[1:]]),
+        "commit": commit.stdout.strip(),
+        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "versions": {"torch": torch.__version__},
+        "models": {},
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.models:
+            path, tokenizer = name, None
+            if name == "mini":
+                path, tokenizer = str(Path(folder) / "mini"), "k2-nano"
+                save_model(random_model(mini()), path, dtype=torch.bfloat16)
+            results["models"][name] = asyncio.run(measure(path, tokenizer, arguments))
+    print(json.dumps(results, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
