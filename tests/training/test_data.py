@@ -96,7 +96,7 @@ def test_the_parts_share_no_names_keys_or_values() -> None:
     def vocabulary(split: str) -> tuple[set[str], set[str], set[str]]:
         names, keys, values = set(), set(), set()
         builtin = {t.name for t in BUILTIN_TOOLS}
-        for made in take(700, split):
+        for made in take(1400, split):
             for tool in made.tools:
                 if tool.name not in builtin:
                     names.add(tool.name)

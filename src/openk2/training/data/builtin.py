@@ -8,6 +8,7 @@ from openk2.chat.builtin_tools import BUILTIN_TOOLS
 from openk2.training.data.frames import Frame, Tool, parse_frames
 from openk2.training.data.lexicon import Split, hash_says_held, read_words
 from openk2.training.data.requests import Request
+from openk2.training.data.value import listed
 from openk2.training.data.values import Values
 
 _SHOWN_LINES = 4
@@ -35,7 +36,7 @@ def builtin_result(request: Request, values: Values) -> tuple[str, str]:
                 kinds = f"{arguments['lang']} files" if "lang" in arguments else "files"
                 result = f"no matches for {arguments['pattern']!r} in {rng.randint(1, 200)} {kinds}"
                 return result, "There are no matches."
-            lines = []
+            lines, paths = [], []
             for _ in range(rng.choice((1, 1, 2, 2, 3, 3, 4, 5))):
                 path = values.draw("path").value.rpartition(".")[0] + "." + str(arguments.get("lang", "py"))
                 before, after = rng.choice(
@@ -47,8 +48,9 @@ def builtin_result(request: Request, values: Values) -> tuple[str, str]:
                         ("", f" {values.draw('title').value}"),
                     )
                 )
+                paths.append(path)
                 lines.append(f"{path}:{rng.randint(1, 400)}: {before}{arguments['pattern']}{after}")
-            return "\n".join(lines), "Found:\n" + "\n".join(lines)
+            return "\n".join(lines), f"Found in {listed(list(dict.fromkeys(paths)))}."
         case "read_file":
             if rng.random() < 0.05:
                 return f"{arguments['path']} is empty", f"{arguments['path']} is empty."

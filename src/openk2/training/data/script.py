@@ -12,6 +12,7 @@ from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Tool
 from openk2.training.data.lexicon import Lexicon
 from openk2.training.data.requests import Request, dump
+from openk2.training.data.value import listed
 from openk2.training.data.values import Values
 
 NO_TOOL = "Sorry, I have no tool for that."
@@ -83,7 +84,7 @@ def invent_result(request: Request, script: Script) -> tuple[Any, str]:
     if fields[0][0] == "items":
         items = values.draw(fields[0][1]).value if rng.random() > 0.08 else []
         wrapped = items if rng.random() < 0.5 else {rng.choice(("results", "items", "matches")): items}
-        return wrapped, f"I found {listed(items)}." if items else "I found nothing."
+        return wrapped, f"I found {listed([show(i) for i in items])}." if items else "I found nothing."
     if fields[0][0] == "text":
         text = values.draw(fields[0][1]).value
         return (text if rng.random() < 0.5 else {rng.choice(("result", "text", "output")): text}), f"{text}"
@@ -101,11 +102,6 @@ def report(record: Mapping[str, Any]) -> str:
 
 def show(value: Any) -> str:
     return value if isinstance(value, str) else dump(value)
-
-
-def listed(parts: Sequence[Any]) -> str:
-    texts = [show(p) for p in parts]
-    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
 
 
 def as_content(result: Any, rng: Dice) -> str:

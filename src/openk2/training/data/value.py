@@ -42,3 +42,8 @@ def enumeration(items: Sequence[str], rng: Dice) -> str:
     if len(items) == 1:
         return items[0]
     return ", ".join(items[:-1]) + rng.choice((" and ", " and ", ", ")) + items[-1]
+
+
+def listed(texts: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return texts[0] if len(texts) == 1 else ", ".join(texts[:-1]) + " and " + texts[-1]
