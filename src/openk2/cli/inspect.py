@@ -83,7 +83,8 @@ def command(
 def inspect_model(model: str, *, tensors: bool = False) -> Inspection:
     """What is in `model`; with `tensors`, each of them too.
 
-    Raises CheckpointError or ConfigError for a model that is not there or not of this architecture."""
+    Raises CheckpointError or ConfigError for a model that is not there or not of this architecture.
+    """
     from openk2 import assets
     from openk2.checkpoint import Checkpoint, load_config
     from openk2.config import PRESETS, preset

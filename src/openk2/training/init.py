@@ -64,11 +64,11 @@ def grow_(model: K2Model, source: K2Model, seed: int) -> None:
     for name, parameter in weights.items():
         targets[name.replace(f"layers.{last}.", f"layers.{last + added}.")].copy_(parameter)
     for index in range(added):
-        copied, prefix = f"layers.{index % (last + 1)}.", f"layers.{last + index}."
+        copied, new = f"layers.{index % (last + 1)}.", f"layers.{last + index}."
         for name, parameter in weights.items():
             if copied + "self_attn." in name or copied + "input_layernorm." in name:
                 share = STACKED_SHARE if name.endswith("o_proj.weight") else 1.0
-                targets[name.replace(copied, prefix)].copy_(parameter * share)
+                targets[name.replace(copied, new)].copy_(parameter * share)
 
 
 @torch.no_grad()

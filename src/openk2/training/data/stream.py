@@ -230,6 +230,8 @@ class _Plan:
 
 
 def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: float | None = None) -> Conversation:
+    if kind == "choice":
+        return _write_choice(rng, lex, stage)
     if kind == "chat" and rng.random() < 0.5:
         number = 0
     else:
@@ -262,7 +264,7 @@ def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: 
 def _write_choice(rng: Dice, lex: Lexicon, stage: int) -> Conversation:
     """Many short requests over one set of small tools: the most choices in the fewest tokens.
 
-    Most sets have no parameters at all, and names that cannot be guessed from the request: the description has to be
+    Half of the sets have no parameters at all, and many names that cannot be guessed from the request: the description has to be
     found, and the name that follows it.
     """
     number = rng.choice((2, 3, 3, 4, 4, 5, 6))
@@ -306,10 +308,9 @@ def conversations(seed: int, split: Split = "train", stage: int = 3) -> Iterator
     kinds, weights = zip(*_STAGE_KINDS[stage].items(), strict=True)
     while True:
         kind = rng.choices(kinds, weights)[0]
-        if kind == "choice":
-            yield _write_choice(rng, lex, stage)
-            continue
-        turns = rng.choice(((2, 3, 4), (2, 3, 4), (1, 2, 3, 4), (2, 3, 3, 4, 5))[stage])
+        turns = 0  # `choice` has a number of its own
+        if kind != "choice":
+            turns = rng.choice(((2, 3, 4), (2, 3, 4), (1, 2, 3, 4), (2, 3, 3, 4, 5))[stage])
         yield _write(kind, rng, lex, stage, turns)
 
 
@@ -325,12 +326,7 @@ def held_cases(
     lex = lexicon("held")
     given = 0
     while given < n:
-        if kind == "choice":
-            made = _write_choice(rng, lex, stage)
-        else:
-            made = _write(
-                "single" if kind == "builtin" else kind, rng, lex, stage, 1, 1.0 if kind == "builtin" else 0.0
-            )
+        made = _write("single" if kind == "builtin" else kind, rng, lex, stage, 1, 1.0 if kind == "builtin" else 0.0)
         for i, message in enumerate(made.messages):
             if message.role == "assistant" and given < n:
                 if kind in ("single", "builtin", "parallel_same", "parallel_different") and not message.tool_calls:
