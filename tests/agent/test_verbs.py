@@ -245,7 +245,13 @@ def test_chat_ends_at_the_end_of_input(typed: Callable[..., None]) -> None:
 def start(*arguments: str) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
     return subprocess.Popen(
-        [sys.executable, "-m", "openk2", *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True
+        [sys.executable, "-m", "openk2", *arguments],
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would the processes of tests that run in one.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
