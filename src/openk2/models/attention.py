@@ -65,6 +65,8 @@ class MLAttention(nn.Module):
         k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], -1)
         query = torch.cat((q_nope, q_pe), -1)
         key = torch.cat((k_nope, k_pe[:, None].expand(-1, c.num_attention_heads, -1)), -1)
+        if batch.observe_attention is not None:
+            batch.observe_attention(self.layer, query, key, c.softmax_scale)
         out, max_logits = ops.causal_attention(query, key, v, batch.cu_seqlens, c.softmax_scale)
         if batch.max_logits is not None:
             row = batch.max_logits[self.layer]

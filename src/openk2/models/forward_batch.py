@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -44,6 +44,8 @@ class ForwardBatch:
     """(layers, heads) float32, raised in place to the largest attention logits seen: for QK-Clip."""
     expert_load: Tensor | None = None
     """(layers, experts) float32, to which the tokens that chose each expert are added: for load balancing."""
+    observe_attention: Callable[[int, Tensor, Tensor, float], None] | None = None
+    """Given each layer's index, queries and keys (T, H, D), and softmax scale: for a loss on attention itself."""
 
     @classmethod
     def packed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,10 +40,9 @@ class PackedBatch:
     def to(self, device: str) -> PackedBatch:
         return PackedBatch(self.input_ids.to(device), self.labels.to(device), self.supervised.to(device), self.lengths)
 
-    def forward_batch(self, max_logits: Tensor | None = None, expert_load: Tensor | None = None) -> ForwardBatch:
-        """See `ForwardBatch` for the two tensors that the pass fills."""
-        batch = ForwardBatch.packed(self.lengths, device=self.input_ids.device)
-        return replace(batch, max_logits=max_logits, expert_load=expert_load)
+    def forward_batch(self, **observers: Any) -> ForwardBatch:
+        """Of these sequences, with `ForwardBatch`'s fields that observe the pass."""
+        return replace(ForwardBatch.packed(self.lengths, device=self.input_ids.device), **observers)
 
     @property
     def cu_seqlens(self) -> tuple[int, ...]:

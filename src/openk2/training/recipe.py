@@ -12,6 +12,7 @@ from typing import Any
 from openk2.config import ModelConfig
 from openk2.config.presets import preset
 from openk2.errors import ConfigError
+from openk2.training.guides import KINDS
 from openk2.training.schedule import WarmupStableDecay
 
 
@@ -42,6 +43,22 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GuidesConfig:
+    """Which attention heads are told where to look, and for how long (`training/guides.py`)."""
+
+    weight: float = 0.0
+    """Of the guides' mean loss, the kinds added, beside the loss on the tokens; 0 is no guides."""
+    until_tokens: int = 0
+    heads: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
+    """[layer, head] pairs of each kind."""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.heads) - set(KINDS))
+        if unknown:
+            raise ConfigError(f"unknown guide {unknown[0]!r}; there are {', '.join(KINDS)}", param="guides.heads")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """The vocabulary is learned first, from the run's own data: its size is the model's less 256 special slots."""
 
@@ -56,6 +73,7 @@ class Recipe:
     schedule: WarmupStableDecay
     stages: tuple[StageConfig, ...]
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    guides: GuidesConfig = field(default_factory=GuidesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     name: str = "run"
     seed: int = 0
@@ -101,6 +119,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         "schedule": _build(WarmupStableDecay, raw.pop("schedule", {})),
         "stages": tuple(_build(StageConfig, stage) for stage in raw.pop("stages", [])),
         "optimizer": _build(OptimizerConfig, raw.pop("optimizer", {})),
+        "guides": _build(GuidesConfig, raw.pop("guides", {})),
         "tokenizer": _build(TokenizerConfig, raw.pop("tokenizer", {})),
     }
     return _build(Recipe, {**values, **raw})

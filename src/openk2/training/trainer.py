@@ -17,8 +17,10 @@ import torch.nn.functional as F
 from openk2.errors import CheckpointError
 from openk2.training.balance import imbalance, update_router_bias_
 from openk2.training.data import Conversation
+from openk2.training.guides import GuideLoss, find_guides
 from openk2.training.init import first_model
 from openk2.training.muon import MuonClip
+from openk2.training.packing import PackedBatch
 from openk2.training.qk_clip import qk_clip_
 from openk2.training.recipe import Recipe
 from openk2.training.source import BatchSource
@@ -61,10 +63,14 @@ class Trainer:
         batch = self.source.batch(self.step, recipe.stage(self.tokens)).to(self.device)
         max_logits = torch.full((c.num_hidden_layers, c.num_attention_heads), -torch.inf, device=self.device)
         load = torch.zeros(c.num_hidden_layers, c.n_routed_experts or 0, device=self.device)
-        hidden = model(batch.input_ids, batch.forward_batch(max_logits=max_logits, expert_load=load))
+        guided = self._guide_loss(batch)
+        observe = guided and guided.observe
+        inputs = batch.forward_batch(max_logits=max_logits, expert_load=load, observe_attention=observe)
+        hidden = model(batch.input_ids, inputs)
         rows = batch.supervised.nonzero()[:, 0]
         loss = F.cross_entropy(model.compute_logits(hidden[rows]), batch.labels[rows])
-        loss.backward()
+        guides = guided.means() if guided else {}
+        (loss + recipe.guides.weight * sum(guides.values())).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
         scale = recipe.schedule.scale(self.tokens)
         self.optimizer.set_lr_scale(scale)
@@ -88,7 +94,16 @@ class Trainer:
             "clipped_heads": clipped,
             "imbalance": imbalance(model, load),
             "tokens_per_second": len(batch.input_ids) / elapsed,
+            **({"guides": {k: round(float(v.detach()), 3) for k, v in guides.items()}} if guides else {}),
         }
+
+    def _guide_loss(self, batch: PackedBatch) -> GuideLoss | None:
+        guides = self.recipe.guides
+        if guides.weight == 0 or self.tokens >= guides.until_tokens:
+            return None
+        tokenizer = self.source.template.tokenizer
+        found = [find_guides(ids.tolist(), tokenizer) for ids in batch.input_ids.split(batch.lengths)]
+        return GuideLoss(found, batch.cu_seqlens, guides.heads)
 
     def run(
         self,

@@ -1,0 +1,124 @@
+"""Guides name the right tokens, their loss is the cross-entropy of attention, and training moves the heads."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tests.training.test_trainer import make_trainer
+
+import openk2
+from openk2.chat.messages import Message, ToolCall, ToolSpec
+from openk2.chat.template import ChatTemplate
+from openk2.errors import ConfigError
+from openk2.tokenizer import Tokenizer
+from openk2.training.data import conversations
+from openk2.training.guides import KINDS, GuideLoss, find_guides
+from openk2.training.packing import render_example
+from openk2.training.recipe import GuidesConfig, Recipe
+
+NANO = Path(openk2.__file__).parent / "assets" / "k2-nano"
+
+
+@pytest.fixture(scope="module")
+def nano_template() -> ChatTemplate:
+    return ChatTemplate(Tokenizer.from_folder(NANO))
+
+
+def spec(name: str, description: str, **parameters: str) -> ToolSpec:
+    properties = {key: {"description": told, "type": "string"} for key, told in parameters.items()}
+    return ToolSpec.function(name, description, {"type": "object", "properties": properties})
+
+
+def told(template: ChatTemplate, tools: tuple[ToolSpec, ...], messages: tuple[Message, ...]) -> dict[str, list[str]]:
+    """Each kind's rows as `<the row's token and the one before> -> <targets' tokens>`."""
+    ids = render_example(template, tools, messages).token_ids
+    names = {v: k for k, v in template.tokenizer.specials.items()}
+    show = [names.get(i) or template.tokenizer.decode([i]) for i in ids]
+    return {
+        kind: [f"{show[row - 1]}{show[row]} -> {' '.join(show[p] for p in places)}" for row, places in rows]
+        for kind, rows in find_guides(ids, template.tokenizer).items()
+    }
+
+
+def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> None:
+    tools = (
+        spec("play_list", "Put on music in order", title="Which list"),
+        spec("delete_part", "Throw away", part="The part"),
+    )
+    call = ToolCall("functions.delete_part:0", "delete_part", '{"part": "red box"}')
+    messages = (
+        Message("user", "delete part red box"),
+        Message("assistant", None, tool_calls=(call,)),
+        Message("tool", "gone 77", tool_call_id=call.id),
+        Message("assistant", "It is gone 77."),
+    )
+    rows = told(nano_template, tools, messages)
+    words = ["".join(r.split(" -> ")[1].split(" ")) for r in rows["description"]]
+    assert words == ["utonmusicinorder", "Throwaway"], "all but the pieces of one letter"
+    assert all(r.endswith(" -> play") for r in rows["name"][:1])
+    assert any(r.startswith(" part -> ") and "part" in r.split(" -> ")[1] for r in rows["vote"])
+    assert [r.split(" -> ")[1] for r in rows["tool"]] == ["de", "de"], "the call's dot and the turn's start"
+    assert [r.split(" -> ")[0] for r in rows["tool"]] == ["functions.", "assistant<|im_middle|>"]
+    assert all("part" in r.split(" -> ")[1] for r in rows["request"])
+    assert len(rows["parameter"]) == 1 and "part" in rows["parameter"][0].split(" -> ")[1]
+    copied = "".join(r.split(" -> ")[1] for r in rows["source"])
+    assert "red" in copied and "box" in copied and "77" in copied
+
+
+def test_no_target_lies_in_the_future_and_copies_are_equal(nano_template: ChatTemplate) -> None:
+    seen = dict.fromkeys(KINDS, 0)
+    for _, c in zip(range(40), conversations(5, "train", stage=3), strict=False):
+        ids = render_example(nano_template, c.tools, c.messages).token_ids
+        for kind, rows in find_guides(ids, nano_template.tokenizer).items():
+            seen[kind] += len(rows)
+            for row, places in rows:
+                assert places and min(places) >= 0 and max(places) <= row < len(ids)
+                if kind == "source":
+                    assert ids[row + 1] == ids[places[0]]
+    assert min(seen.values()) > 20, seen
+
+
+def test_text_that_is_not_a_declaration_has_no_guides(nano_template: ChatTemplate) -> None:
+    tokenizer = nano_template.tokenizer
+    ids = tokenizer.encode("plain text ") * 3
+    assert not any(find_guides(ids, tokenizer).values())
+    broken = tokenizer.encode_with_specials("<|im_system|>tool_declare<|im_middle|>[{oops<|im_end|>")
+    assert not any(find_guides(broken, tokenizer).values())
+
+
+def test_the_loss_is_the_cross_entropy_of_the_attention() -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(9, 3, 8), torch.randn(9, 3, 8)
+    guides = [{"vote": [(3, (1,)), (2, (0, 2))]}, {"vote": [(4, (0, 1, 4))]}]
+    loss = GuideLoss(guides, (0, 4, 9), {"vote": [(1, 2), (1, 0)]})
+    loss.observe(0, q, k, 0.3)
+    assert not loss.means()
+    loss.observe(1, q, k, 0.3)
+    expected = []
+    for start, row, places in ((0, 3, (1,)), (0, 2, (0, 2)), (4, 4, (0, 1, 4))):
+        for head in (2, 0):
+            scores = (k[start : start + row + 1, head] @ q[start + row, head]) * 0.3
+            expected.append(-scores.log_softmax(0)[list(places)].mean())
+    torch.testing.assert_close(loss.means()["vote"], torch.stack(expected).mean())
+
+
+def test_training_turns_the_guided_head(recipe: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    guided = replace(
+        recipe,
+        guides=GuidesConfig(weight=1.0, until_tokens=10**9, heads={"source": [[2, 0]]}),
+        optimizer=replace(recipe.optimizer, lr=1e-2),
+        schedule=replace(recipe.schedule, stable_tokens=10**6),
+    )
+    trainer = make_trainer(guided, template, tmp_path)
+    losses = [trainer.train_step()["guides"]["source"] for _ in range(12)]
+    assert losses[-1] < 0.7 * losses[0], losses
+    trainer.tokens = 10**9
+    assert "guides" not in trainer.train_step(), "past until_tokens"
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown guide 'names'"):
+        GuidesConfig(heads={"names": [[0, 0]]})
