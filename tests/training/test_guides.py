@@ -56,10 +56,15 @@ def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> Non
         Message("assistant", "It is gone 77."),
     )
     rows = told(nano_template, tools, messages)
-    words = ["".join(r.split(" -> ")[1].split(" ")) for r in rows["description"]]
-    assert words == ["utonmusicinorder", "Throwaway"], "all but the pieces of one letter"
-    assert all(r.endswith(" -> play") for r in rows["name"][:1])
-    assert any(r.startswith(" part -> ") and "part" in r.split(" -> ")[1] for r in rows["vote"])
+    own, before = '":"', '[{"'
+    labels = [r.split(" -> ")[1] for r in rows["label"]]
+    assert labels[0] == before and "play" in labels and labels[-1] == "de", (
+        "no tool before, then play_list, then itself"
+    )
+    assert [r.split(" -> ") for r in rows["previous"]] == [[own + "play", before], [own + "de", "play"]]
+    assert any(r.startswith(" part -> part") for r in rows["named"])
+    assert all(r.endswith("-> <|im_system|>") for r in rows["described"]), "no description has a word of the request"
+    assert " part -> de" in rows["owner"]
     assert [r.split(" -> ")[1] for r in rows["tool"]] == ["de", "de"], "the call's dot and the turn's start"
     assert [r.split(" -> ")[0] for r in rows["tool"]] == ["functions.", "assistant<|im_middle|>"]
     assert all("part" in r.split(" -> ")[1] for r in rows["request"])
@@ -92,8 +97,8 @@ def test_text_that_is_not_a_declaration_has_no_guides(nano_template: ChatTemplat
 def test_the_loss_is_the_cross_entropy_of_the_attention() -> None:
     torch.manual_seed(0)
     q, k = torch.randn(9, 3, 8), torch.randn(9, 3, 8)
-    guides = [{"vote": [(3, (1,)), (2, (0, 2))]}, {"vote": [(4, (0, 1, 4))]}]
-    loss = GuideLoss(guides, (0, 4, 9), {"vote": [(1, 2), (1, 0)]})
+    guides = [{"tool": [(3, (1,)), (2, (0, 2))]}, {"tool": [(4, (0, 1, 4))]}]
+    loss = GuideLoss(guides, (0, 4, 9), {"tool": [(1, 2), (1, 0)]})
     loss.observe(0, q, k, 0.3)
     assert not loss.means()
     loss.observe(1, q, k, 0.3)
@@ -102,7 +107,7 @@ def test_the_loss_is_the_cross_entropy_of_the_attention() -> None:
         for head in (2, 0):
             scores = (k[start : start + row + 1, head] @ q[start + row, head]) * 0.3
             expected.append(-scores.log_softmax(0)[list(places)].mean())
-    torch.testing.assert_close(loss.means()["vote"], torch.stack(expected).mean())
+    torch.testing.assert_close(loss.means()["tool"], torch.stack(expected).mean())
 
 
 def test_training_turns_the_guided_head(recipe: Recipe, template: ChatTemplate, tmp_path: Path) -> None:

@@ -5,10 +5,13 @@ A small model left to itself uses the first layers' attention and leaves that of
 give each step a target of its own. For every kind, the loss is the cross-entropy between the attention of a row and an
 even spread over its targets:
 
-- `description`: a tool's name in its declaration looks at the words of its description;
-- `name`: the further tokens of that name look at its first;
-- `vote`: a word of a request looks at the tools that have it: at itself in the name, at the name's first token when it
-  stands in the description;
+- `label`: a word of a tool's description, or of its name past the first token, looks at the latest start of a name.
+  For a description that is the tool declared before (for the first tool: the declaration's start), since it precedes
+  its own tool's name: whose it is can be told by it all the same;
+- `previous`: the first token of a name looks at the same place as its description, so that the two can be matched;
+- `described`, `named`: a word of a request looks at itself in the descriptions, and in the names, of the tools that
+  have it, unless all have it; a word that no tool has (of these, a sample) looks at the very first token;
+- `owner`: such a word looks at the first tokens of those tools' names;
 - `request`: the token before a call's tool name, and the one that decides whether to call, looks at the request's
   words that name the tool, those that few others have;
 - `tool`: the same tokens look at the tool's name in its declaration;
@@ -32,9 +35,16 @@ from torch import Tensor
 
 from openk2.tokenizer import Tokenizer
 
-KINDS = ("description", "name", "vote", "request", "tool", "parameter", "source")
+KINDS = ("label", "previous", "described", "named", "owner", "request", "tool", "parameter", "source")
 MOST_ROWS = 32
 """Of one kind in one conversation that are looked at: an even sample stands for the rest."""
+
+NOWHERE_SAMPLE = 4
+"""One in so many words of requests that no tool has is guided."""
+FUNCTION_WORDS = frozenset(
+    b"the of in to it an and for that this on or is by at with when its use you user lets want from".split()
+)
+"""They tell no tool from another."""
 
 Row = tuple[int, tuple[int, ...]]
 """A token and the earlier tokens (or itself) it should attend to."""
@@ -65,12 +75,27 @@ def find_guides(token_ids: Sequence[int], tokenizer: Tokenizer) -> Guides:
     for role, span in text.turns():
         if role == "tool_declare":
             tools = _declared(text, span)
-            found["description"] += [(t.name_start, t.description) for t in tools.values() if t.description]
-            found["name"] += [(i, (t.name_start,)) for t in tools.values() for i in t.name[1:]]
+            before = span.start
+            for tool in tools.values():
+                found["label"] += [(i, (before,)) for i in tool.description]
+                found["label"] += [(i, (tool.name_start,)) for i in tool.name[1:]]
+                found["previous"].append((tool.name_start, (before,)))
+                before = tool.name_start
         elif role == "user":
             request = span
-            votes = _votes(text, span, tools)
-            found["vote"] += [(i, tuple(sorted({p for _, p in places}))) for i, places in votes.items()]
+            shared = _votes(text, span, tools)
+            votes = {i: at for i, at in shared.items() if len({name for name, _ in at}) < len(tools)}
+            named = {i for tool in tools.values() for i in tool.name}
+            for i in span:
+                at = votes.get(i, set())
+                if not at and i in shared:
+                    continue  # all tools have it
+                if at:
+                    found["owner"].append((i, tuple(sorted({tools[name].name_start for name, _ in at}))))
+                places = {p for _, p in at}
+                for kind, those in (("described", places - named), ("named", places & named)):
+                    if those or i % NOWHERE_SAMPLE == 0:
+                        found[kind].append((i, tuple(sorted(those)) or (0,)))
         elif role == "assistant":
             _guide_reply(text, span, tools, request, votes, sources, found)
         if role not in ("tool_declare", "system", "assistant"):
@@ -113,15 +138,19 @@ class _Tokens:
         return i if i < len(self.pieces) and self.offsets[i] == offset else None
 
     def words(self, start: int, end: int) -> tuple[int, ...]:
-        """The tokens wholly in these bytes that hold at least two letters or digits."""
+        """The tokens wholly in these bytes that hold at least two letters or digits and are no function word."""
         first = bisect_left(self.offsets, start)
         found = []
         for i in range(first, len(self.pieces)):
             if self.offsets[i + 1] > end:
                 break
-            if sum(chr(b).isalnum() or b > 127 for b in self.pieces[i]) >= 2:
+            if sum(chr(b).isalnum() or b > 127 for b in self.pieces[i]) >= 2 and not self.is_function_word(i):
                 found.append(i)
         return tuple(found)
+
+    def is_function_word(self, i: int) -> bool:
+        around = (self.pieces[i - 1][-1:] if i else b"") + (self.pieces[i + 1][:1] if i + 1 < len(self.pieces) else b"")
+        return self.pieces[i].lower() in FUNCTION_WORDS and not any(chr(b).isalnum() for b in around)
 
 
 def _compact(value: Any) -> bytes:
@@ -170,25 +199,28 @@ def _declared(text: _Tokens, span: range) -> dict[str, _Tool]:
 
 
 def _votes(text: _Tokens, request: range, tools: Mapping[str, _Tool]) -> dict[int, set[tuple[str, int]]]:
-    """Tokens of the request that some tools have but not all, in name or description: alone, or after the one before.
+    """Tokens of the request that tools have, in name or description: alone, or after the one before.
 
-    For each, the (tool, token to look at) pairs.
+    For each, the (tool, token there) pairs.
     """
     ids, pieces = text.ids, text.pieces
     places: dict[tuple[int, ...], set[tuple[str, int]]] = defaultdict(set)
     for name, tool in tools.items():
         told = range(tool.description[0] - 1, tool.description[-1] + 1) if tool.description else range(0)
-        for span, within in ((told, False), (tool.name, True)):
+        for span in (told, tool.name):
             for i in span:
-                place = (name, i if within else tool.name_start)
+                if text.is_function_word(i):
+                    continue
                 if len(pieces[i]) >= 3 and pieces[i].isalpha():
-                    places[ids[i],].add(place)
+                    places[ids[i],].add((name, i))
                 if i > span.start and pieces[i].isalnum() and pieces[i - 1].isalnum():
-                    places[ids[i - 1], ids[i]].add(place)
+                    places[ids[i - 1], ids[i]].add((name, i))
     found = {}
     for i in request:
+        if text.is_function_word(i):
+            continue
         at = places.get((ids[i],), set()) | places.get((ids[i - 1], ids[i]), set())
-        if 0 < len({name for name, _ in at}) < len(tools):
+        if at:
             found[i] = at
     return found
 
