@@ -64,7 +64,7 @@ def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> Non
     assert [r.split(" -> ") for r in rows["previous"]] == [[own + "play", before], [own + "de", "play"]]
     assert any(r.startswith(" part -> part") for r in rows["named"])
     assert all(r.endswith("-> <|im_system|>") for r in rows["described"]), "no description has a word of the request"
-    assert " part -> de" in rows["owner"]
+    assert " part -> de" in rows["named_owner"]
     assert [r.split(" -> ")[1] for r in rows["tool"]] == ["de", "de"], "the call's dot and the turn's start"
     assert [r.split(" -> ")[0] for r in rows["tool"]] == ["functions.", "assistant<|im_middle|>"]
     assert all("part" in r.split(" -> ")[1] for r in rows["request"])

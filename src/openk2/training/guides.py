@@ -11,7 +11,7 @@ even spread over its targets:
 - `previous`: the first token of a name looks at the same place as its description, so that the two can be matched;
 - `described`, `named`: a word of a request looks at itself in the descriptions, and in the names, of the tools that
   have it, unless all have it; a word that no tool has (of these, a sample) looks at the very first token;
-- `owner`: such a word looks at the first tokens of those tools' names;
+- `described_owner`, `named_owner`: such a word looks at the first tokens of those tools' names;
 - `request`: the token before a call's tool name, and the one that decides whether to call, looks at the request's
   words that name the tool, those that few others have;
 - `tool`: the same tokens look at the tool's name in its declaration;
@@ -35,7 +35,18 @@ from torch import Tensor
 
 from openk2.tokenizer import Tokenizer
 
-KINDS = ("label", "previous", "described", "named", "owner", "request", "tool", "parameter", "source")
+KINDS = (
+    "label",
+    "previous",
+    "described",
+    "named",
+    "described_owner",
+    "named_owner",
+    "request",
+    "tool",
+    "parameter",
+    "source",
+)
 MOST_ROWS = 32
 """Of one kind in one conversation that are looked at: an even sample stands for the rest."""
 
@@ -87,15 +98,15 @@ def find_guides(token_ids: Sequence[int], tokenizer: Tokenizer) -> Guides:
             votes = {i: at for i, at in shared.items() if len({name for name, _ in at}) < len(tools)}
             named = {i for tool in tools.values() for i in tool.name}
             for i in span:
-                at = votes.get(i, set())
-                if not at and i in shared:
+                if i in shared and i not in votes:
                     continue  # all tools have it
-                if at:
-                    found["owner"].append((i, tuple(sorted({tools[name].name_start for name, _ in at}))))
-                places = {p for _, p in at}
-                for kind, those in (("described", places - named), ("named", places & named)):
-                    if those or i % NOWHERE_SAMPLE == 0:
-                        found[kind].append((i, tuple(sorted(those)) or (0,)))
+                for kind in ("described", "named"):
+                    at = {(tool, p) for tool, p in votes.get(i, ()) if (p in named) == (kind == "named")}
+                    if at:
+                        found[kind].append((i, tuple(sorted({p for _, p in at}))))
+                        found[kind + "_owner"].append((i, tuple(sorted({tools[name].name_start for name, _ in at}))))
+                    elif i % NOWHERE_SAMPLE == 0:
+                        found[kind].append((i, (0,)))
         elif role == "assistant":
             _guide_reply(text, span, tools, request, votes, sources, found)
         if role not in ("tool_declare", "system", "assistant"):

@@ -106,6 +106,10 @@ def third_person(verb: str) -> str:
     return f"{head} {rest}".strip()
 
 
+_INVENTED_VERBS = 0.35
+"""Share of composed training tools whose verb means nothing: only the same word in the request tells them apart."""
+
+
 @dataclass(frozen=True)
 class Seed:
     """What a composed frame is about: two tools of a set must differ in the verb's meaning or in the noun."""
@@ -125,7 +129,10 @@ def draw_noun(rng: Dice, lex: Lexicon) -> str:
 
 
 def draw_seed(rng: Dice, lex: Lexicon) -> Seed:
-    return Seed(rng.choice(lex.synsets), draw_noun(rng, lex))
+    synset = rng.choice(lex.synsets)
+    if lex.split == "train" and rng.random() < _INVENTED_VERBS:
+        synset = Synset(synset.kind, tuple(lex.nonce(rng) for _ in range(rng.choice((1, 2)))))
+    return Seed(synset, draw_noun(rng, lex))
 
 
 def near_seed(seed: Seed, rng: Dice, lex: Lexicon) -> Seed:
