@@ -88,6 +88,15 @@ async def merged(streams: Sequence[AsyncIterator[ChatEvent]]) -> AsyncGenerator[
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def first_of(events: AsyncGenerator[T]) -> T:
+    """The first event, the others left to be read; the events are closed if it does not come."""
+    try:
+        return await anext(events)
+    except BaseException:
+        await events.aclose()
+        raise
+
+
 async def wait_for_disconnect(receive: Receive) -> None:
     """Return once the client is gone. To be used after the request's body has been read."""
     while (await receive())["type"] != "http.disconnect":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator
@@ -14,13 +13,14 @@ from starlette.responses import Response
 from openk2.errors import OpenK2Error
 from openk2.server.body import read_json
 from openk2.server.error_responses import body_of
+from openk2.server.ignored import ignored_header
 from openk2.server.metrics import Metrics
 from openk2.server.model_slot import ModelSlot
 from openk2.server.openai.response import ChunkWriter, CompletionCollector, ResponseHeader, completion_object
 from openk2.server.openai.schema import read_chat_completion
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import DONE, SseResponse, data_line, dump_json
-from openk2.server.streams import ChoiceEvent, describe_failure, merged, unless_disconnected
+from openk2.server.streams import ChoiceEvent, describe_failure, first_of, merged, unless_disconnected
 
 logger = logging.getLogger(__name__)
 
@@ -44,23 +44,17 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
         header = ResponseHeader(
             f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), slot.resolve(body.model), slot.system_fingerprint
         )
-        headers = _name_ignored(body.ignored)
+        headers = ignored_header(body.ignored)
         events = metrics.watch(merged([provider.stream(choice) for choice in body.choice_requests()]))
         if not body.stream:
             completion = await unless_disconnected(request.receive, _collect(header, events, body.n))
             return _json(completion, headers)
         # Nothing is sent before the first event: until then a failure still has an HTTP status.
-        first = await unless_disconnected(request.receive, _first(events))
+        first = await unless_disconnected(request.receive, first_of(events))
         writer = ChunkWriter(header, include_usage=body.include_usage)
         return SseResponse(_lines(writer, first, events), headers)
 
     return router
-
-
-def _name_ignored(names: tuple[str, ...]) -> dict[str, str]:
-    """A header for whoever wonders why a parameter has no effect. Names are the caller's: only plain ones may pass."""
-    plain = [name for name in names if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name)]
-    return {"x-openk2-ignored": ",".join(plain[:20])} if plain else {}
 
 
 def _json(value: dict[str, object], headers: dict[str, str] | None = None) -> Response:
@@ -75,14 +69,6 @@ async def _collect(header: ResponseHeader, events: AsyncGenerator[ChoiceEvent], 
     finally:
         await events.aclose()
     return completion_object(header, collector.completions())
-
-
-async def _first(events: AsyncGenerator[ChoiceEvent]) -> ChoiceEvent:
-    try:
-        return await anext(events)
-    except BaseException:
-        await events.aclose()
-        raise
 
 
 async def _lines(writer: ChunkWriter, first: ChoiceEvent, events: AsyncGenerator[ChoiceEvent]) -> AsyncGenerator[bytes]:

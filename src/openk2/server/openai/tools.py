@@ -45,12 +45,12 @@ def read_tools(fields: Fields) -> tuple[ToolSpec, ...]:
         function.string("description")
         function.boolean("strict")
         function.mapping("parameters")
-        _check_schema(function.get("parameters"), function.at("parameters"))
+        check_schema(function.get("parameters"), function.at("parameters"))
         tools.append(ToolSpec(value))
     return tuple(tools)
 
 
-def _check_schema(schema: dict[str, Any] | None, path: str) -> None:
+def check_schema(schema: dict[str, Any] | None, path: str) -> None:
     """Refuse what is no JSON Schema, or not one of an object: arguments are named."""
     if not schema:
         return
