@@ -48,6 +48,8 @@ class Finished:
 
     finish_reason: FinishReason
     usage: Usage = field(default_factory=Usage)
+    stop_string: str | None = None
+    """The one of the request's stop strings that ended the answer, when one did and the provider tells."""
 
 
 ChatEvent = TextDelta | CallBegin | CallDelta | CallEnd | Finished

@@ -56,6 +56,8 @@ class ScriptedTurn:
     """Seconds to wait before each event."""
     error: OpenK2Error | None = None
     """Raised after the text and the calls, in place of `Finished`: a stream that breaks."""
+    stop_string: str | None = None
+    """The stop string that is said to have ended the answer; it is not looked for."""
 
 
 Turn = ScriptedTurn | str | OpenK2Error
@@ -91,6 +93,10 @@ class ScriptedProvider:
     def remaining(self) -> int:
         """Turns of the list that were not asked for; a finished test usually wants 0."""
         return max(0, len(self._turns) - len(self.requests))
+
+    def count_prompt_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt; words stand in for them."""
+        return sum(len(message.text.split()) for message in request.messages)
 
     def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """Yield the next turn's events. Raises what the script says; ProviderError when the script is over."""
@@ -135,15 +141,11 @@ class ScriptedProvider:
         if turn.error is not None:
             raise turn.error
         reason: FinishReason = turn.finish_reason or ("tool_calls" if turn.calls else "stop")
-        yield Finished(reason, turn.usage or _usage_in_words(turn, request))
+        yield Finished(reason, turn.usage or self._usage_in_words(turn, request), turn.stop_string)
 
     def _pieces(self, text: str) -> list[str]:
         return [text[at : at + self._piece_chars] for at in range(0, len(text), self._piece_chars)]
 
-
-def _usage_in_words(turn: ScriptedTurn, request: ChatRequest) -> Usage:
-    answer = [turn.text, *(call.arguments_json for call in turn.calls)]
-    return Usage(
-        prompt_tokens=sum(len(message.text.split()) for message in request.messages),
-        completion_tokens=sum(len(text.split()) for text in answer),
-    )
+    def _usage_in_words(self, turn: ScriptedTurn, request: ChatRequest) -> Usage:
+        answer = [turn.text, *(call.arguments_json for call in turn.calls)]
+        return Usage(self.count_prompt_tokens(request), sum(len(text.split()) for text in answer))

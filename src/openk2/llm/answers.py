@@ -33,16 +33,17 @@ class StopStrings:
         self._stop = stop
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, bool]:
-        """Text that is certain now, and whether a stop string ended it."""
+    def push(self, text: str) -> tuple[str, str | None]:
+        """Text that is certain now, and the stop string that ended it, if one did."""
         text = self._held + text
-        found = [at for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)], True
+            at, stop = min(found)
+            return text[:at], stop
         held = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - held :]
-        return text[: len(text) - held], False
+        return text[: len(text) - held], None
 
     def flush(self) -> str:
         held, self._held = self._held, ""
@@ -75,36 +76,39 @@ class Answer:
             self._usage = replace(self._usage, completion_tokens=self._usage.completion_tokens + 1)
             # A model may have more rows than the tokenizer entries; such an id has no text.
             pieces = self._lexer.push(token_id) if token_id < self._vocab_size else []
-            if self._through_stops([event for piece in pieces for event in self._parser.feed(piece)], events):
-                return self._finish("stop", events)
+            stop = self._through_stops([event for piece in pieces for event in self._parser.feed(piece)], events)
+            if stop is not None:
+                return self._finish("stop", events, stop)
         if output.finish_reason is not None:
             pieces = self._lexer.flush()
-            if self._through_stops([event for piece in pieces for event in self._parser.feed(piece)], events):
-                return self._finish("stop", events)
+            stop = self._through_stops([event for piece in pieces for event in self._parser.feed(piece)], events)
+            if stop is not None:
+                return self._finish("stop", events, stop)
             return self._finish(output.finish_reason, events)
         return events
 
-    def _through_stops(self, parsed: Sequence[ChatEvent], events: list[ChatEvent]) -> bool:
-        """Append `parsed` to `events`, its prose as far as it is certain; True when a stop string ended it."""
+    def _through_stops(self, parsed: Sequence[ChatEvent], events: list[ChatEvent]) -> str | None:
+        """Append `parsed` to `events`, its prose as far as it is certain; the stop string that ended it, if one did."""
         for event in parsed:
             if isinstance(event, TextDelta):
-                text, stopped = self._stop.push(event.text)
+                text, stop = self._stop.push(event.text)
                 if text:
                     events.append(TextDelta(text))
-                if stopped:
-                    return True
+                if stop is not None:
+                    return stop
                 continue
             held = self._stop.flush()
             if held:
                 events.append(TextDelta(held))
             events.append(event)
-        return False
+        return None
 
-    def _finish(self, reason: FinishReason, events: list[ChatEvent]) -> list[ChatEvent]:
+    def _finish(self, reason: FinishReason, events: list[ChatEvent], stop: str | None = None) -> list[ChatEvent]:
         self.is_finished = True
-        last = self._parser.finish(reason, self._usage)
-        if self._through_stops(last, events):
-            events.append(Finished("stop", self._usage))
+        if stop is None:
+            stop = self._through_stops(self._parser.finish(reason, self._usage), events)
+        if stop is not None:
+            events.append(Finished("stop", self._usage, stop))
         return events
 
 
@@ -142,9 +146,9 @@ class RawAnswer:
         return Generation("".join(self._text), tuple(self._ids), self._reason, usage)
 
     def _add(self, text: str) -> None:
-        certain, stopped = self._stop.push(text)
+        certain, stop = self._stop.push(text)
         self._text.append(certain)
-        if stopped:
+        if stop is not None:
             self.is_finished, self._reason = True, "stop"
 
 

@@ -39,11 +39,11 @@ async def checked(events: AsyncIterator[ChatEvent]) -> AsyncGenerator[ChatEvent]
                     complete_calls += 1
                     if not has_arguments:
                         yield CallDelta(index, "{}")
-                case Finished(reason, usage):
+                case Finished(reason, usage, stop_string):
                     if reason == "error":
                         raise ProviderError("the model's answer ended with an error")
                     ended_by_itself: FinishReason = "tool_calls" if complete_calls else "stop"
-                    yield Finished("length" if reason == "length" else ended_by_itself, usage)
+                    yield Finished("length" if reason == "length" else ended_by_itself, usage, stop_string)
                     return
             yield event
     finally:
