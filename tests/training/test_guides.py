@@ -127,3 +127,10 @@ def test_training_turns_the_guided_head(recipe: Recipe, template: ChatTemplate, 
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown guide 'names'"):
         GuidesConfig(heads={"names": [[0, 0]]})
+
+
+def test_decisions_weigh_more_and_the_weights_sum_to_one() -> None:
+    guides = [{kind: [] for kind in KINDS}, {**{kind: [] for kind in KINDS}, "tool": [(1, (0,))]}]
+    supervised = torch.tensor([True, False, True, True])
+    loss = GuideLoss(guides, (0, 2, 4), {})
+    assert loss.weigh(supervised, 3.0).tolist() == pytest.approx([0.2, 0.2, 0.6])

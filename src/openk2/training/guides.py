@@ -358,6 +358,14 @@ class GuideLoss:
                 self.sums[kind] = self.sums.get(kind, 0.0) + loss
                 self.counts[kind] += len(rows) * len(heads)
 
+    def weigh(self, supervised: Tensor, decision_weight: float) -> Tensor:
+        """The share of each supervised token (T, bool) in the loss: those that decide weigh `decision_weight`."""
+        weights = torch.ones(supervised.shape, device=supervised.device)
+        for start, guides in zip(self.cu_seqlens, self.guides, strict=False):
+            weights[[start + row for kind in ("tool", "parameter") for row, _ in guides[kind]]] = decision_weight
+        weights = weights[supervised]
+        return weights / weights.sum()
+
     def means(self) -> dict[str, Tensor]:
         """The mean loss of each kind that occurred, nats."""
         return {kind: total / self.counts[kind] for kind, total in self.sums.items()}

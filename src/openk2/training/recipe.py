@@ -48,6 +48,8 @@ class GuidesConfig:
 
     weight: float = 0.0
     """Of the guides' mean loss, the kinds added, beside the loss on the tokens; 0 is no guides."""
+    decision_weight: float = 1.0
+    """Of the loss on the token after a `tool` or `parameter` row, where the model chooses; other tokens weigh 1."""
     until_tokens: int = 0
     heads: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
     """[layer, head] pairs of each kind."""

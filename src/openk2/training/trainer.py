@@ -68,9 +68,11 @@ class Trainer:
         inputs = batch.forward_batch(max_logits=max_logits, expert_load=load, observe_attention=observe)
         hidden = model(batch.input_ids, inputs)
         rows = batch.supervised.nonzero()[:, 0]
-        loss = F.cross_entropy(model.compute_logits(hidden[rows]), batch.labels[rows])
+        losses = F.cross_entropy(model.compute_logits(hidden[rows]), batch.labels[rows], reduction="none")
+        loss = losses.mean()
         guides = guided.means() if guided else {}
-        (loss + recipe.guides.weight * sum(guides.values())).backward()
+        weighed = losses @ guided.weigh(batch.supervised, recipe.guides.decision_weight) if guided else loss
+        (weighed + recipe.guides.weight * sum(guides.values())).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
         scale = recipe.schedule.scale(self.tokens)
         self.optimizer.set_lr_scale(scale)
