@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from openk2 import __version__
-from openk2.chat.provider import ChatProvider
+from openk2.chat.provider import ChatProvider, ChatRequest
 from openk2.errors import ModelNotFoundError, OverloadedError
 from openk2.server.settings import KIMI_MODEL_NAMES
 
@@ -59,6 +59,11 @@ class ModelSlot:
         """Tokens of the window, when the provider knows it."""
         value = getattr(self.provider, "max_model_len", None)
         return value if isinstance(value, int) else None
+
+    def count_prompt_tokens(self, request: ChatRequest) -> int | None:
+        """Tokens of the prompt that the request becomes, when the provider can tell without answering it."""
+        count = getattr(self.provider, "count_prompt_tokens", None)
+        return None if count is None else int(count(request))
 
     @property
     def system_fingerprint(self) -> str:

@@ -97,6 +97,27 @@ async def first_of(events: AsyncGenerator[T]) -> T:
         raise
 
 
+async def marking_idle(events: AsyncGenerator[T], seconds: float) -> AsyncGenerator[T | None]:
+    """The same events, and None whenever for `seconds` none has come: time to show a sign of life."""
+    pending = asyncio.ensure_future(anext(events))
+    try:
+        while True:
+            await asyncio.wait({pending}, timeout=seconds)
+            if not pending.done():
+                yield None
+                continue
+            try:
+                event = pending.result()
+            except StopAsyncIteration:
+                return
+            pending = asyncio.ensure_future(anext(events))
+            yield event
+    finally:
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+        await events.aclose()
+
+
 async def wait_for_disconnect(receive: Receive) -> None:
     """Return once the client is gone. To be used after the request's body has been read."""
     while (await receive())["type"] != "http.disconnect":
