@@ -8,6 +8,8 @@ from starlette.responses import Response
 from openk2 import __version__
 from openk2.chat.provider import ChatProvider
 from openk2.server import page
+from openk2.server.anthropic.errors import AnthropicErrors
+from openk2.server.anthropic.routes import build_router as build_anthropic_router
 from openk2.server.error_responses import add_error_handlers
 from openk2.server.guard import Guard
 from openk2.server.metrics import Metrics
@@ -42,7 +44,9 @@ def create_app(provider: ChatProvider | ModelSlot, settings: ServerSettings | No
         return Response(metrics.render(), headers={"content-type": metrics.content_type})
 
     app.include_router(build_openai_router(slot, settings, metrics))
+    app.include_router(build_anthropic_router(slot, settings, metrics))
     app.include_router(page.build_router())
     add_error_handlers(app)
     app.add_middleware(Guard, settings=settings)
+    app.add_middleware(AnthropicErrors)  # outermost: what the guard refuses is translated, too
     return app

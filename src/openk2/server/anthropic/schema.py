@@ -1,0 +1,116 @@
+"""The bodies of `POST /v1/messages` and of its `count_tokens`, checked and turned into our own types.
+
+As in the OpenAI API, a parameter is honoured, or refused because leaving it out would change the answer, or ignored
+and reported.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from openk2.chat.messages import Message, ToolChoice, ToolSpec
+from openk2.chat.provider import ChatRequest
+from openk2.config.sampling import SamplingParams
+from openk2.errors import RequestError
+from openk2.server.anthropic.convert import ConversationReader
+from openk2.server.anthropic.tools import read_tool_choice, read_tools
+from openk2.server.fields import Fields, wrong_type, wrong_value
+
+TEMPERATURE_SCALE = 0.6
+"""A given temperature is multiplied by it, as Moonshot's own Anthropic endpoint does: programs written for this API
+send 1.0, which is K2's 0.6. One that is absent stays absent, and means the same as in the OpenAI API."""
+
+MAX_STOP_SEQUENCES = 4
+
+
+@dataclass(frozen=True)
+class MessagesRequest:
+    model: str | None
+    """None, when the caller does not care, is the loaded model."""
+    messages: tuple[Message, ...]
+    tools: tuple[ToolSpec, ...]
+    tool_choice: ToolChoice
+    sampling: SamplingParams
+    stream: bool
+    ignored: tuple[str, ...]
+    """Parameters, tools and blocks that were sent and have no effect here."""
+
+    @property
+    def max_tokens(self) -> int:
+        assert self.sampling.max_tokens is not None, "required in the body"
+        return self.sampling.max_tokens
+
+    def chat_request(self) -> ChatRequest:
+        return ChatRequest(self.messages, self.tools, self.tool_choice, self.sampling)
+
+
+def read_messages_request(body: object) -> MessagesRequest:
+    """Raises RequestError (400) naming the first field at fault."""
+    fields = Fields(body)
+    fields.require("max_tokens")
+    sampling = SamplingParams(
+        max_tokens=fields.integer("max_tokens", 1),
+        temperature=_read_temperature(fields),
+        top_p=fields.number("top_p"),
+        top_k=fields.integer("top_k", 0),
+        stop=_read_stop_sequences(fields),
+    )
+    stream = fields.boolean("stream") or False
+    request = _read(fields, sampling, stream)
+    if request.messages[-1].role == "assistant":
+        raise RequestError(
+            "The last message is the assistant's: continuing a given answer is not supported by this server yet; "
+            "end with a user message.",
+            param="messages",
+        )
+    return request
+
+
+def read_count_tokens(body: object) -> MessagesRequest:
+    """The same without what only matters to an answer. Raises RequestError (400) naming the first field at fault."""
+    return _read(Fields(body), SamplingParams(), stream=False)
+
+
+def _read(fields: Fields, sampling: SamplingParams, stream: bool) -> MessagesRequest:
+    model = fields.string("model")
+    conversation = ConversationReader()
+    messages = conversation.read(fields)
+    tools, ignored_tools = read_tools(fields)
+    tool_choice = read_tool_choice(fields, tools)
+    _refuse_output_format(fields)
+    ignored = dict.fromkeys([*conversation.ignored, *ignored_tools, *fields.unread()])
+    return MessagesRequest(model, messages, tools, tool_choice, sampling, stream, tuple(ignored))
+
+
+def _read_temperature(fields: Fields) -> float | None:
+    value = fields.number("temperature")
+    if value is None:
+        return None
+    if not 0 <= value <= 1:
+        raise wrong_value(fields.at("temperature"), f"it must be between 0 and 1, not {value:g}")
+    return value * TEMPERATURE_SCALE
+
+
+def _read_stop_sequences(fields: Fields) -> tuple[str, ...]:
+    strings: list[Any] = fields.array("stop_sequences") or []
+    for i, string in enumerate(strings):
+        path = fields.at(f"stop_sequences[{i}]")
+        if not isinstance(string, str):
+            raise wrong_type(path, "a string", string)
+        if not string:
+            raise wrong_value(path, "it must not be empty")
+    if len(strings) > MAX_STOP_SEQUENCES:
+        raise wrong_value(fields.at("stop_sequences"), f"at most {MAX_STOP_SEQUENCES} sequences, not {len(strings)}")
+    return tuple(strings)
+
+
+def _refuse_output_format(fields: Fields) -> None:
+    message = (
+        "is not supported by this server yet; leave it out, or declare a tool whose input_schema is the schema and "
+        "require it"
+    )
+    fields.reject("output_format", message)
+    config = fields.mapping("output_config")
+    if config is not None:
+        config.reject("format", message)
