@@ -16,11 +16,11 @@ from .conftest import HTTP, eventually
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
 
-def open_request(url: str, body: dict) -> socket.socket:
+def open_request(url: str, body: dict, path: str = "/v1/chat/completions") -> socket.socket:
     """A request that was sent and whose answer nobody has read."""
     address = urlsplit(url)
     data = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(data)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {len(data)}\r\n\r\n"
     connection = socket.create_connection((address.hostname, address.port))
     connection.sendall(head.encode() + data)
     return connection
