@@ -97,7 +97,6 @@ WRONG: list[tuple[str | None, dict]] = [
     ("stream_options", {"stream_options": {"include_usage": True}}),
     ("stream_options.include_usage", {"stream": True, "stream_options": {"include_usage": 1}}),
     ("model", {"model": 3}),
-    ("response_format", {"response_format": {"type": "json_object"}}),
     ("response_format.type", {"response_format": {"type": "xml"}}),
     ("response_format", {"response_format": "text"}),
     ("logprobs", {"logprobs": True}),

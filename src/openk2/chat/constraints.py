@@ -94,20 +94,10 @@ class ToolConstraint:
 
         Words past the vocabulary are cleared. False would mean that everything is allowed; that is never so here.
         """
-        count = self._grammars.mask_words
-        if len(words) < count:
-            raise ValueError(
-                f"a mask of {len(words)} words is too short for {self._grammars.tokenizer.vocab_size} tokens"
-            )
-        words[count:] = 0
         if self._matcher is None:
-            words[:count] = self._fixed_mask()
+            self._grammars.fill(words, self._fixed_mask())
             return True
-        self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, count * words.itemsize)
-        if self._matcher.is_error():
-            raise ProviderError(f"The tool grammar gave up: {_first_line(self._matcher.get_error())}")
-        # The matcher speaks of the text's end as the end of the sequence; here a marker follows.
-        _clear_bit(words, self._grammars.tokenizer.im_end_id)
+        self._grammars.fill_matched(words, self._matcher)
         if self._matcher.is_accepting():
             _set_bit(words, self._closing_marker())
         return True
@@ -255,7 +245,7 @@ class ToolGrammars:
         elif choice.name is not None:
             schemas = {choice.name: schemas[choice.name]}
         grammars = {name: self._arguments_of(name, schema) for name, schema in schemas.items()}
-        ends = tuple(sorted(set(end_ids) or {self.tokenizer.im_end_id, self.tokenizer.eos_id}))
+        ends = self.ends(end_ids)
         plan = _Plan(
             grammars=grammars,
             first_index=first_index,
@@ -267,14 +257,50 @@ class ToolGrammars:
         )
         return ToolConstraint(self, plan)
 
+    def ends(self, end_ids: Collection[int]) -> tuple[int, ...]:
+        """Tokens that end a turn: those given, else the tokenizer's own."""
+        return tuple(sorted(set(end_ids) or {self.tokenizer.im_end_id, self.tokenizer.eos_id}))
+
+    def fill(self, words: Words, mask: Words) -> None:
+        """Copy a mask of this vocabulary into a row that may be longer."""
+        self._clear_excess(words)
+        words[: self.mask_words] = mask
+
+    def fill_matched(self, words: Words, matcher: LLMatcher) -> None:
+        """Write what a matcher allows next; its text's end, for which each state has a token of its own, is not in it.
+
+        Raises ProviderError when the matcher fails.
+        """
+        self._clear_excess(words)
+        matcher.unsafe_compute_mask_ptr(words.ctypes.data, self.mask_words * words.itemsize)
+        if matcher.is_error():
+            raise ProviderError(f"The grammar gave up: {_first_line(matcher.get_error())}")
+        # The matcher speaks of the text's end as the end of the sequence.
+        _clear_bit(words, self.tokenizer.im_end_id)
+
+    def _clear_excess(self, words: Words) -> None:
+        if len(words) < self.mask_words:
+            raise ValueError(f"a mask of {len(words)} words is too short for {self.tokenizer.vocab_size} tokens")
+        words[self.mask_words :] = 0
+
+    def compile(self, grammars: Iterable[str]) -> LLMatcher:
+        """The first of the grammars that compiles, in its first state. Raises SchemaError when none does."""
+        problem = ""
+        for grammar in grammars:
+            matcher = LLMatcher(self._ll, grammar, log_level=0)
+            if not matcher.is_error():
+                return matcher
+            problem = matcher.get_error()
+        raise SchemaError(_first_line(problem))
+
     def header_matcher(self, names: tuple[str, ...], index: int) -> LLMatcher:
         return self._headers(names, index).deep_copy()
 
     def _compile_header(self, names: tuple[str, ...], index: int) -> LLMatcher:
-        matcher = LLMatcher(self._ll, literals([call_id(name, index) for name in names]), log_level=0)
-        if matcher.is_error():
-            raise SchemaError(f"The tools' names cannot be used: {_first_line(matcher.get_error())}", param="tools")
-        return matcher
+        try:
+            return self.compile([literals([call_id(name, index) for name in names])])
+        except SchemaError as error:
+            raise SchemaError(f"The tools' names cannot be used: {error}", param="tools") from None
 
     def _arguments_of(self, name: str, schema: Mapping[str, object]) -> LLMatcher:
         try:
@@ -287,13 +313,7 @@ class ToolGrammars:
             ) from None
 
     def _compile_arguments(self, schema_json: str) -> LLMatcher:
-        problem = ""
-        for grammar in argument_grammars(argument_schema(json.loads(schema_json))):
-            matcher = LLMatcher(self._ll, grammar, log_level=0)
-            if not matcher.is_error():
-                return matcher
-            problem = matcher.get_error()
-        raise SchemaError(_first_line(problem))
+        return self.compile(argument_grammars(argument_schema(json.loads(schema_json))))
 
     def _mask_of(self, ids: tuple[int, ...]) -> Words:
         words: Words = np.zeros(self.mask_words, np.int32)

@@ -84,6 +84,16 @@ class ToolChoice:
 
 
 @dataclass(frozen=True)
+class ResponseFormat:
+    """The text of the answer is to be one JSON object. A turn that calls tools has no such text."""
+
+    schema: Mapping[str, Any] | None = None
+    """JSON schema of the object, whose keys then come in the order of its `properties`; None: any object."""
+    name: str = "answer"
+    """What the schema is called; no model sees it."""
+
+
+@dataclass(frozen=True)
 class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0

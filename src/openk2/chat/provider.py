@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from openk2.chat.events import ChatEvent
-from openk2.chat.messages import Message, ToolChoice, ToolSpec
+from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.config.sampling import SamplingParams
 
 
@@ -19,6 +19,8 @@ class ChatRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     grammar: bool = True
     """Hold tool calls to the declared names and schemas while they are sampled, where the provider can."""
+    response_format: ResponseFormat | None = None
+    """None: free text."""
 
 
 class ChatProvider(Protocol):

@@ -1,9 +1,9 @@
-"""A tool's JSON schema as a grammar of its arguments.
+"""A JSON schema as a grammar: of a tool's arguments, or of a whole answer.
 
 llguidance compiles JSON schemas; done here is what it leaves open: the key order, the spacing that models are trained
 on (`{"city": "Paris", "days": 3}`), objects closed to undeclared keys, references that depend on `$id`.
-Each change only narrows what the schema admits, so arguments that the grammar admits are valid under the schema as
-it was declared.
+Each change only narrows what the schema admits, so a value that the grammar admits is valid under the schema as it was
+declared.
 """
 
 from __future__ import annotations
@@ -35,16 +35,32 @@ def argument_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises SchemaError when it cannot describe an object.
     """
+    return _object_schema(schema, sort=True)
+
+
+def reply_schema(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """`schema` of an answer's text, normalised like that of arguments, its properties in their declared order.
+
+    The order is the caller's to choose: a `reason` that comes before the `verdict` is thought before it.
+    Raises SchemaError when it cannot describe an object.
+    """
+    return _object_schema(schema, sort=False)
+
+
+def _object_schema(schema: Mapping[str, Any], *, sort: bool) -> dict[str, Any]:
     if not isinstance(schema, Mapping):
-        raise SchemaError("the parameters must be a JSON schema object")
+        raise SchemaError("it must be a JSON schema object")
     root = dict(schema)
     kind = root.get("type")
     if (isinstance(kind, list) and "object" in kind) or kind is None:
         root["type"] = "object"
     elif kind != "object":
-        raise SchemaError(f'the parameters must be of type "object", not {json.dumps(kind)}')
-    joined = any("allOf" in part for part in _subschemas(root))
-    return dict(_normalise(root, base=str(root.get("$id") or ""), close=not joined))
+        raise SchemaError(f'it must be of type "object", not {json.dumps(kind)}')
+    try:
+        joined = any("allOf" in part for part in _subschemas(root))
+        return dict(_normalise(root, base=str(root.get("$id") or ""), close=not joined, sort=sort))
+    except RecursionError:
+        raise SchemaError("it is nested too deeply") from None
 
 
 def argument_grammars(schema: Mapping[str, Any]) -> Iterator[str]:
@@ -55,7 +71,12 @@ def argument_grammars(schema: Mapping[str, Any]) -> Iterator[str]:
     properties = schema.get("properties")
     if _order_can_be_free(schema) and 1 < len(properties or ()) <= MAX_FREE_ORDER_PROPERTIES:
         yield _any_order(schema)
-    yield "%llguidance {}\nstart: " + _json(schema)
+    yield value_grammar(schema)
+
+
+def value_grammar(schema: Mapping[str, Any]) -> str:
+    """The grammar of a value that is valid under a normalised `schema`, its properties in the order given there."""
+    return "%llguidance {}\nstart: " + _json(schema)
 
 
 def literals(texts: Sequence[str]) -> str:
@@ -63,7 +84,7 @@ def literals(texts: Sequence[str]) -> str:
     return "%llguidance {}\nstart: " + " | ".join(map(_quote, texts))
 
 
-def _normalise(value: Any, *, base: str, close: bool) -> Any:
+def _normalise(value: Any, *, base: str, close: bool, sort: bool) -> Any:
     if not isinstance(value, Mapping):
         return value  # a boolean schema, or something malformed that the compiler names
     schema = {key: item for key, item in value.items() if key not in _DROPPED}
@@ -81,14 +102,15 @@ def _normalise(value: Any, *, base: str, close: bool) -> Any:
     for key in _SCHEMA_MAPS:
         if isinstance(schema.get(key), Mapping):
             parts = schema[key]
-            schema[key] = {name: _normalise(parts[name], base=base, close=close) for name in sorted(parts)}
+            names = sorted(parts) if sort else parts
+            schema[key] = {name: _normalise(parts[name], base=base, close=close, sort=sort) for name in names}
     for key in _SCHEMA_LISTS:
         if isinstance(schema.get(key), list):
             inner = close if key == "prefixItems" else close_branches
-            schema[key] = [_normalise(part, base=base, close=inner) for part in schema[key]]
+            schema[key] = [_normalise(part, base=base, close=inner, sort=sort) for part in schema[key]]
     for key in _SCHEMAS:
         if key in schema:
-            schema[key] = _normalise(schema[key], base=base, close=close)
+            schema[key] = _normalise(schema[key], base=base, close=close, sort=sort)
     if close and _can_be_closed(schema):
         schema["additionalProperties"] = False
     return schema

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from openk2.chat.messages import Message
+from openk2.chat.messages import Message, ResponseFormat
 from openk2.chat.provider import ChatRequest
 
 
@@ -24,6 +24,8 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
         )
         if not choice.parallel:
             body["parallel_tool_calls"] = False
+    if request.response_format is not None:
+        body["response_format"] = response_format_json(request.response_format)
     sampling = request.sampling
     # top_k, min_p, ignore_eos and topk are beyond OpenAI's API; the engines for open models take them at the top level.
     for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "topk"):
@@ -34,6 +36,15 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
     if sampling.ignore_eos:
         body["ignore_eos"] = True
     return body
+
+
+def response_format_json(response_format: ResponseFormat) -> dict[str, Any]:
+    if response_format.schema is None:
+        return {"type": "json_object"}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": response_format.name, "schema": dict(response_format.schema), "strict": True},
+    }
 
 
 def message_json(message: Message) -> dict[str, Any]:

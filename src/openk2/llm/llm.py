@@ -22,7 +22,7 @@ import torch
 
 from openk2.chat.events import ChatEvent, collect
 from openk2.chat.ids import count_calls
-from openk2.chat.messages import Completion, Message, ToolChoice, ToolSpec
+from openk2.chat.messages import Completion, Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.parser import ReplyParser
 from openk2.chat.provider import ChatRequest
 from openk2.chat.template import ChatTemplate
@@ -141,10 +141,16 @@ class LLM:
         tool_choice: ToolChoice | None = None,
         sampling: SamplingParams | None = None,
         grammar: bool = True,
+        response_format: ResponseFormat | None = None,
     ) -> Completion:
         """The whole answer; raises as `stream` does."""
         request = ChatRequest(
-            tuple(messages), tuple(tools), tool_choice or ToolChoice(), sampling or SamplingParams(), grammar
+            tuple(messages),
+            tuple(tools),
+            tool_choice or ToolChoice(),
+            sampling or SamplingParams(),
+            grammar,
+            response_format,
         )
         submission, answer = self._prepare(request)
         return collect(event for outcome in self._outcomes(submission, answer) for event in answer.feed(outcome))
@@ -178,7 +184,9 @@ class LLM:
         prompt = self.template.render(request.messages, request.tools)
         sampling = self._resolve(request.sampling, len(prompt))
         first_index = count_calls(request.messages)
-        constraint = ConstraintSpec(request.tools, request.tool_choice, first_index, request.grammar)
+        constraint = ConstraintSpec(
+            request.tools, request.tool_choice, first_index, request.grammar, request.response_format
+        )
         submission = Submission(
             uuid.uuid4().hex, prompt, replace(sampling, stop=()), self.stop_token_ids, constraint=constraint
         )

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 
 from openk2 import assets
-from openk2.chat.constraints import ToolConstraint, tool_grammars
-from openk2.chat.messages import ToolChoice, ToolSpec
+from openk2.chat.constraints import tool_grammars
+from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
+from openk2.chat.response_format import build_constraint
 from openk2.checkpoint import Checkpoint, load_config, load_model, random_model
 from openk2.config import ModelConfig, preset
 from openk2.engine import Engine, EngineConfig
+from openk2.engine.constraint import TokenConstraint
 from openk2.engine.process import EngineParts
 from openk2.errors import CheckpointError, EnvironmentFault
 from openk2.tokenizer import Tokenizer
@@ -74,12 +76,13 @@ def serving_dtype(checkpoint: Checkpoint, device: str) -> torch.dtype | None:
 
 @dataclass(frozen=True)
 class ConstraintSpec:
-    """What a request's `ToolConstraint` is built from, on the engine's side."""
+    """What a request's constraint is built from, on the engine's side."""
 
     tools: tuple[ToolSpec, ...]
     tool_choice: ToolChoice
     first_index: int
     grammar: bool
+    response_format: ResponseFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -104,13 +107,14 @@ class EngineBuilder:
         tokenizer = Tokenizer.from_folder(self.tokenizer_folder)
         tool_grammars(tokenizer)  # made once, before the first request waits for it
 
-        def make_constraint(spec: ConstraintSpec) -> ToolConstraint | None:
-            return ToolConstraint.build(
+        def make_constraint(spec: ConstraintSpec) -> TokenConstraint | None:
+            return build_constraint(
                 tokenizer,
                 spec.tools,
                 spec.tool_choice,
                 spec.first_index,
                 spec.grammar,
+                spec.response_format,
                 end_ids=self.stop_token_ids,
             )
 

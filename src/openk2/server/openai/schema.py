@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from openk2.chat.messages import Message, ToolChoice, ToolSpec
+from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
 from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
 from openk2.server.fields import Fields, wrong_type, wrong_value
 from openk2.server.openai.convert import read_messages
+from openk2.server.openai.response_format import read_response_format
 from openk2.server.openai.tools import read_tool_choice, read_tools
 
 MAX_CHOICES = 8
@@ -28,6 +29,7 @@ class ChatCompletionRequest:
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
     tool_choice: ToolChoice
+    response_format: ResponseFormat | None
     sampling: SamplingParams
     n: int
     stream: bool
@@ -44,6 +46,7 @@ class ChatCompletionRequest:
                 self.tools,
                 self.tool_choice,
                 self.sampling if seed is None else replace(self.sampling, seed=seed + i),
+                response_format=self.response_format,
             )
             for i in range(self.n)
         ]
@@ -56,13 +59,23 @@ def read_chat_completion(body: object) -> ChatCompletionRequest:
     messages = read_messages(fields)
     tools = read_tools(fields)
     tools, tool_choice = read_tool_choice(fields, tools)
+    response_format = read_response_format(fields)
     sampling = _read_sampling(fields)
     n = fields.integer("n", 1, MAX_CHOICES) or 1
     stream = fields.boolean("stream") or False
     include_usage = _read_stream_options(fields, stream)
     _refuse_what_would_change_the_answer(fields)
     return ChatCompletionRequest(
-        model, messages, tools, tool_choice, sampling, n, stream, include_usage, tuple(fields.unread())
+        model=model,
+        messages=messages,
+        tools=tools,
+        tool_choice=tool_choice,
+        response_format=response_format,
+        sampling=sampling,
+        n=n,
+        stream=stream,
+        include_usage=include_usage,
+        ignored=tuple(fields.unread()),
     )
 
 
@@ -137,14 +150,3 @@ def _refuse_what_would_change_the_answer(fields: Fields) -> None:
         raise RequestError("'logprobs' is not supported by this server yet; leave it out.", param="logprobs")
     if fields.integer("top_logprobs", 0):
         raise RequestError("'top_logprobs' is not supported by this server yet; leave it out.", param="top_logprobs")
-    response_format = fields.mapping("response_format")
-    if response_format is not None:
-        kind = response_format.required_string("type")
-        if kind in ("json_object", "json_schema"):
-            raise RequestError(
-                f"'response_format' of type '{kind}' is not supported by this server yet; "
-                "leave it out, or declare a tool whose parameters are the schema and require it.",
-                param="response_format",
-            )
-        if kind != "text":
-            raise wrong_value("response_format.type", f"it must be 'text', not {kind!r}")

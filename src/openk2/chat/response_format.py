@@ -1,0 +1,120 @@
+"""Answers that are JSON by construction: the text is one object, valid under a schema, and then the turn ends.
+
+Where tools may be called as well, the first token decides: it begins the object or the tool section. `required` and a
+named tool leave only the section.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+
+from llguidance import LLMatcher
+
+from openk2.chat.constraints import ToolConstraint, ToolGrammars, Words, tool_grammars
+from openk2.chat.lexers import Marker
+from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
+from openk2.chat.schema import reply_schema, value_grammar
+from openk2.errors import ProviderError, SchemaError
+from openk2.tokenizer import Tokenizer
+
+
+def build_constraint(
+    tokenizer: Tokenizer,
+    tools: Sequence[ToolSpec],
+    tool_choice: ToolChoice,
+    first_index: int,
+    grammar: bool = True,
+    response_format: ResponseFormat | None = None,
+    *,
+    end_ids: Collection[int] = (),
+) -> ToolConstraint | ReplyConstraint | None:
+    """The constraint of a request, or None when nothing is to be constrained.
+
+    See `ToolConstraint.build`; with a `response_format`, calls are held to their schemas whatever `grammar` says.
+    Raises SchemaError and RequestError as that does, and SchemaError for a response format that cannot be used.
+    """
+    if response_format is None:
+        return ToolConstraint.build(tokenizer, tools, tool_choice, first_index, grammar, end_ids=end_ids)
+    grammars = tool_grammars(tokenizer)
+    matcher = _reply_matcher(grammars, _schema_json(response_format)).deep_copy()
+    calls: ToolConstraint | None = None
+    if tool_choice.mode == "required" or (tools and tool_choice.mode == "auto"):
+        calls = grammars.constraint(tools, tool_choice, first_index, end_ids=end_ids)
+        if tool_choice.mode == "required":
+            return calls
+    return ReplyConstraint(grammars, matcher, grammars.ends(end_ids), calls)
+
+
+class ReplyConstraint:
+    """The state of one request whose text is JSON. Make it with `build_constraint`."""
+
+    def __init__(
+        self, grammars: ToolGrammars, matcher: LLMatcher, end_ids: tuple[int, ...], calls: ToolConstraint | None
+    ) -> None:
+        self._grammars = grammars
+        self._matcher = matcher
+        self._end_ids = end_ids
+        self._undecided = calls  # until the first token: what would take over
+        self._calls: ToolConstraint | None = None  # what took over
+
+    @property
+    def is_finished(self) -> bool:
+        """True: only the end of the turn may follow."""
+        if self._calls is not None:
+            return self._calls.is_finished
+        return bool(self._matcher.is_stopped())
+
+    def fill_mask(self, words: Words) -> bool:
+        """See `ToolConstraint.fill_mask`."""
+        if self._calls is not None:
+            return self._calls.fill_mask(words)
+        self._grammars.fill_matched(words, self._matcher)
+        if self._undecided is not None:
+            words[: self._grammars.mask_words] |= self._grammars.mask_of((self._section_begin,))
+        if self._matcher.is_accepting():
+            words[: self._grammars.mask_words] |= self._grammars.mask_of(self._end_ids)
+        return True
+
+    def accept(self, token_id: int) -> None:
+        """Move on after a generated token. Raises ProviderError for one that the mask does not allow."""
+        if self._undecided is not None:
+            if token_id == self._section_begin:
+                self._calls = self._undecided
+            self._undecided = None
+        if self._calls is not None:
+            self._calls.accept(token_id)
+            return
+        if self._matcher.is_accepting() and token_id in self._end_ids:
+            return
+        if not self._matcher.consume_token(token_id):
+            raise ProviderError(f"Token {token_id} was generated where the response format does not allow it.")
+
+    def forced_tokens(self) -> list[int]:
+        """Tokens that are the only continuation now: braces, keys, what is left of a word. May be empty."""
+        if self._calls is not None:
+            return self._calls.forced_tokens()
+        return [] if self._undecided is not None else list(self._matcher.compute_ff_tokens())
+
+    @property
+    def _section_begin(self) -> int:
+        return self._grammars.markers[Marker.SECTION_BEGIN]
+
+
+def _schema_json(response_format: ResponseFormat) -> str:
+    schema = {"type": "object"} if response_format.schema is None else response_format.schema
+    try:
+        return json.dumps(schema)
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"The response format's schema is not JSON: {error}.", param="response_format") from None
+
+
+@lru_cache(maxsize=256)
+def _reply_matcher(grammars: ToolGrammars, schema_json: str) -> LLMatcher:
+    try:
+        return grammars.compile([value_grammar(reply_schema(json.loads(schema_json)))])
+    except SchemaError as error:
+        raise SchemaError(
+            f"The response format's schema cannot be used: {error}. Simplify the schema.", param="response_format"
+        ) from None
