@@ -73,6 +73,18 @@ def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> Non
     assert "red" in copied and "box" in copied and "77" in copied
 
 
+def test_names_with_one_start_are_guided_where_they_part(nano_template: ChatTemplate) -> None:
+    tools = (spec("play_list", "Put on music"), spec("play_part", "Act"))
+    call = ToolCall("functions.play_part:0", "play_part", "{}")
+    messages = (Message("user", "play part"), Message("assistant", None, tool_calls=(call,)))
+    rows = told(nano_template, tools, messages)
+    assert [r.split(" -> ") for r in rows["tool"]] == [
+        ["functions.", "play"],
+        ["play_", "part"],
+        ["assistant<|im_middle|>", "play"],
+    ]
+
+
 def test_no_target_lies_in_the_future_and_copies_are_equal(nano_template: ChatTemplate) -> None:
     seen = dict.fromkeys(KINDS, 0)
     for _, c in zip(range(40), conversations(5, "train", stage=3), strict=False):

@@ -14,7 +14,8 @@ even spread over its targets:
 - `described_owner`, `named_owner`: such a word looks at the first tokens of those tools' names;
 - `request`: the token before a call's tool name, and the one that decides whether to call, looks at the request's
   words that name the tool, those that few others have;
-- `tool`: the same tokens look at the tool's name in its declaration;
+- `tool`: the same tokens, and those in the name where names with one start part, look at what comes next in the
+  name's declaration;
 - `parameter`: the token before an argument's value looks at the parameter's name and description;
 - `source`: the token before a copied one looks at the original in the request or in a tool's result.
 
@@ -262,8 +263,11 @@ def _guide_reply(
             mine = {i: len({tool for tool, _ in at}) for i, at in votes.items() if name in {tool for tool, _ in at}}
             words = tuple(i for i, n in mine.items() if n == min(mine.values()))
             words = words or text.words(text.offsets[request.start], text.offsets[request.stop])
-            for row in (begin + 2, *((reply.start - 1,) if number == 0 else ())):
-                found["tool"].append((row, (tool.name_start,)))
+            choices = [(begin + 2 + k, tool.name_start + k) for k in _forks(text, tool, tools)]
+            if number == 0:
+                choices.append((reply.start - 1, tool.name_start))
+            for row, place in choices:
+                found["tool"].append((row, (place,)))
                 if words:
                     found["request"].append((row, words))
         for key, value in _arguments(text, range(opening + 1, end)):
@@ -272,6 +276,16 @@ def _guide_reply(
                 found["parameter"].append((value.start - 1, tool.parameters[key]))
     for span in copied:
         found["source"] += _copies(text, span, sources)
+
+
+def _forks(text: _Tokens, tool: _Tool, tools: Mapping[str, _Tool]) -> Iterator[int]:
+    """The places in a tool's name where it must be told from others: the first, and where names with one start part."""
+    name = [text.ids[i] for i in tool.name]
+    others = [[text.ids[i] for i in other.name] for other in tools.values() if other is not tool]
+    yield 0
+    for k in range(1, len(name)):
+        if any(other[:k] == name[:k] and other[k : k + 1] != name[k : k + 1] for other in others):
+            yield k
 
 
 def _arguments(text: _Tokens, span: range) -> Iterator[tuple[str, range]]:
