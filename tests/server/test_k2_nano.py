@@ -13,7 +13,7 @@ import pytest
 from openk2 import assets
 from openk2.chat.messages import ToolSpec
 
-from .conftest import RunningServer, running
+from .conftest import HTTP, RunningServer, running
 
 CITIES = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}}, "required": ["city"]}
 TOOLS = [
@@ -86,6 +86,12 @@ def test_a_prompt_past_the_window(client):
         client.chat.completions.create(model="k2-nano", messages=[{"role": "user", "content": "one two " * 5000}])
     assert error.value.code == "context_length_exceeded"
     assert error.value.body["prompt_tokens"] > error.value.body["max_model_len"]
+
+
+def test_tokenize_counts_what_an_answer_is_charged_for(server, client):
+    body = {"messages": [USER], "tools": TOOLS}
+    usage = client.chat.completions.create(model="k2-nano", max_tokens=1, **body).usage
+    assert HTTP.post(f"{server.url}/tokenize", json=body).json()["count"] == usage.prompt_tokens
 
 
 def test_control_tokens_in_a_message_are_text(client):

@@ -17,6 +17,7 @@ from openk2.server.model_slot import ModelSlot
 from openk2.server.openai.routes import build_router as build_openai_router
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import dump_json
+from openk2.server.tokenize import build_router as build_tokenize_router
 
 
 def create_app(provider: ChatProvider | ModelSlot, settings: ServerSettings | None = None) -> FastAPI:
@@ -30,6 +31,7 @@ def create_app(provider: ChatProvider | ModelSlot, settings: ServerSettings | No
     app = FastAPI(title="openk2", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/health")
+    @app.get("/ready")
     async def health() -> Response:
         """200 only when a request would be answered."""
         status = "ok" if slot.is_healthy else "failed" if slot.is_loaded else "loading"
@@ -45,6 +47,7 @@ def create_app(provider: ChatProvider | ModelSlot, settings: ServerSettings | No
 
     app.include_router(build_openai_router(slot, settings, metrics))
     app.include_router(build_anthropic_router(slot, settings, metrics))
+    app.include_router(build_tokenize_router(slot, settings))
     app.include_router(page.build_router())
     add_error_handlers(app)
     app.add_middleware(Guard, settings=settings)

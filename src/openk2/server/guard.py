@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from openk2.server.error_responses import error_response
 from openk2.server.settings import ServerSettings
 
-_OPEN_PATHS = frozenset({"/", "/health", "/version"})
+_OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version"})
 _OPEN_PREFIXES = ("/static/", "/ui/")
 """The page and the probes need no key; they tell nothing and cost nothing."""
 
