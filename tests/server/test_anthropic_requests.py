@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.vocabularies import tokenizer
 
-from openk2.chat.messages import ToolChoice
+from openk2.chat.messages import ResponseFormat, ToolChoice
 from openk2.chat.template import ChatTemplate
 from openk2.errors import RequestError
 from openk2.server.anthropic.schema import MessagesRequest, read_count_tokens, read_messages_request
@@ -117,7 +117,12 @@ WRONG: list[tuple[str, dict]] = [
     ("stop_sequences", {"stop_sequences": list("abcde")}),
     ("stop_sequences[1]", {"stop_sequences": ["a", ""]}),
     ("stream", {"stream": "yes"}),
-    ("output_config.format", {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}}),
+    ("output_config", {"output_config": "high"}),
+    ("output_config.format.type", {"output_config": {"format": {"schema": SCHEMA}}}),
+    ("output_config.format.type", {"output_config": {"format": {"type": "xml"}}}),
+    ("output_config.format.schema", {"output_config": {"format": {"type": "json_schema"}}}),
+    ("output_format.schema.properties", {
+        "output_format": {"type": "json_schema", "schema": {"type": "object", "properties": "x"}}}),
 ]  # fmt: skip
 
 
@@ -247,6 +252,19 @@ def test_sampling():
     assert read(temperature=0).sampling.temperature == 0
     assert read().sampling.temperature is None  # the checkpoint's default decides, as in the OpenAI API
     assert read(stop_sequences=[]).sampling.stop == ()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "low"}},
+        {"output_format": {"type": "json_schema", "schema": SCHEMA}},
+    ],
+)
+def test_an_output_format_is_honoured(body):
+    request = read(**body)
+    assert request.chat_request().response_format == ResponseFormat(SCHEMA)
+    assert request.ignored == () and read().chat_request().response_format is None
 
 
 def test_what_is_harmless_is_ignored_and_reported():

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import queue
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,25 @@ class LLM:
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    def count_prompt_tokens(self, request: ChatRequest) -> int:
+        """Tokens of the prompt that `request` becomes; raises RequestError or TemplateError as `stream` does."""
+        return len(self.template.render(request.messages, request.tools))
+
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """See `ChatProvider.stream`."""
         submission, answer = await asyncio.to_thread(self._prepare, request)
+        async with contextlib.aclosing(self._events(submission, answer)) as events:
+            async for event in events:
+                yield event
+
+    async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+        """See `TextProvider.stream_text`."""
+        submission, answer = await asyncio.to_thread(self._prepare_text, prompt, sampling)
+        async with contextlib.aclosing(self._events(submission, answer)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, submission: Submission, answer: Answer | RawAnswer) -> AsyncGenerator[ChatEvent]:
         loop = asyncio.get_running_loop()
         outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
 
@@ -160,10 +176,7 @@ class LLM:
 
         Raises RequestError or ProviderError.
         """
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        resolved = self._resolve(sampling or SamplingParams(), len(ids))
-        submission = Submission(uuid.uuid4().hex, ids, replace(resolved, stop=()), self.stop_token_ids)
-        answer = RawAnswer(self.tokenizer, len(ids), resolved.stop)
+        submission, answer = self._prepare_text(prompt, sampling or SamplingParams())
         for outcome in self._outcomes(submission, answer):
             answer.feed(outcome)
         return answer.generation()
@@ -192,6 +205,12 @@ class LLM:
         )
         names = [tool.name for tool in request.tools]
         return submission, Answer(self.tokenizer, len(prompt), ReplyParser(first_index, names), sampling.stop)
+
+    def _prepare_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[Submission, RawAnswer]:
+        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        resolved = self._resolve(sampling, len(ids))
+        submission = Submission(uuid.uuid4().hex, ids, replace(resolved, stop=()), self.stop_token_ids)
+        return submission, RawAnswer(self.tokenizer, len(ids), resolved.stop)
 
     def _resolve(self, sampling: SamplingParams, prompt_tokens: int) -> SamplingParams:
         """Settings of the request, else of generation_config.json, else the defaults; checked against this model."""

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from openk2.chat.messages import Message, ToolChoice, ToolSpec
+from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
 from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
 from openk2.server.anthropic.convert import ConversationReader
 from openk2.server.anthropic.tools import read_tool_choice, read_tools
 from openk2.server.fields import Fields, wrong_type, wrong_value
+from openk2.server.openai.tools import check_schema
 
 TEMPERATURE_SCALE = 0.6
 """A given temperature is multiplied by it, as Moonshot's own Anthropic endpoint does: programs written for this API
@@ -31,6 +32,7 @@ class MessagesRequest:
     messages: tuple[Message, ...]
     tools: tuple[ToolSpec, ...]
     tool_choice: ToolChoice
+    response_format: ResponseFormat | None
     sampling: SamplingParams
     stream: bool
     ignored: tuple[str, ...]
@@ -42,7 +44,9 @@ class MessagesRequest:
         return self.sampling.max_tokens
 
     def chat_request(self) -> ChatRequest:
-        return ChatRequest(self.messages, self.tools, self.tool_choice, self.sampling)
+        return ChatRequest(
+            self.messages, self.tools, self.tool_choice, self.sampling, response_format=self.response_format
+        )
 
 
 def read_messages_request(body: object) -> MessagesRequest:
@@ -78,9 +82,18 @@ def _read(fields: Fields, sampling: SamplingParams, stream: bool) -> MessagesReq
     messages = conversation.read(fields)
     tools, ignored_tools = read_tools(fields)
     tool_choice = read_tool_choice(fields, tools)
-    _refuse_output_format(fields)
+    response_format = _read_output_format(fields)
     ignored = dict.fromkeys([*conversation.ignored, *ignored_tools, *fields.unread()])
-    return MessagesRequest(model, messages, tools, tool_choice, sampling, stream, tuple(ignored))
+    return MessagesRequest(
+        model=model,
+        messages=messages,
+        tools=tools,
+        tool_choice=tool_choice,
+        response_format=response_format,
+        sampling=sampling,
+        stream=stream,
+        ignored=tuple(ignored),
+    )
 
 
 def _read_temperature(fields: Fields) -> float | None:
@@ -105,12 +118,18 @@ def _read_stop_sequences(fields: Fields) -> tuple[str, ...]:
     return tuple(strings)
 
 
-def _refuse_output_format(fields: Fields) -> None:
-    message = (
-        "is not supported by this server yet; leave it out, or declare a tool whose input_schema is the schema and "
-        "require it"
-    )
-    fields.reject("output_format", message)
+def _read_output_format(fields: Fields) -> ResponseFormat | None:
+    """None: free text. `output_format` is what betas called it."""
     config = fields.mapping("output_config")
-    if config is not None:
-        config.reject("format", message)
+    newer = None if config is None else config.mapping("format")
+    older = fields.mapping("output_format")
+    declared = newer or older
+    if declared is None:
+        return None
+    kind = declared.required_string("type")
+    if kind != "json_schema":
+        raise wrong_value(declared.at("type"), f"it must be 'json_schema', not {kind!r}")
+    declared.required_object("schema")
+    schema = declared.get("schema")
+    check_schema(schema, declared.at("schema"))
+    return ResponseFormat(schema)
