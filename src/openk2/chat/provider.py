@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -36,5 +36,16 @@ class ChatProvider(Protocol):
 
         Raises RequestError before the first event when the request cannot be served, ProviderError when the
         provider fails.
+        """
+        ...
+
+
+class TextProvider(ChatProvider, Protocol):
+    """A provider that also continues a prompt as it stands, without a chat around it."""
+
+    def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+        """Yield `TextDelta`* and `Finished`. The prompt: token ids, or text, in which control tokens are ordinary text.
+
+        Raises as `stream` does.
         """
         ...

@@ -125,12 +125,23 @@ class RawAnswer:
         self._text: list[str] = []
         self._ids: list[int] = []
         self._reason: FinishReason = "error"
+        self._stop_string: str | None = None
 
-    def feed(self, outcome: Outcome) -> None:
-        output = _checked(outcome, self)
+    def feed(self, outcome: Outcome) -> list[ChatEvent]:
+        """Events that follow: text, and `Finished`. Raises the error that ended the request."""
+        before = len(self._text)
+        self._read(_checked(outcome, self))
+        text = "".join(self._text[before:])
+        events: list[ChatEvent] = [TextDelta(text)] if text else []
+        if self.is_finished:
+            events.append(Finished(self._reason, self._usage, self._stop_string))
+        return events
+
+    def _read(self, output: StepOutput) -> None:
         self._usage = replace(self._usage, cached_tokens=output.cached_tokens)
         for token_id in output.token_ids:
             self._ids.append(token_id)
+            self._usage = replace(self._usage, completion_tokens=len(self._ids))
             if token_id < self._tokenizer.vocab_size and token_id not in self._tokenizer.special_ids:
                 self._add(self._detokenizer.push(token_id))
             if self.is_finished:
@@ -142,14 +153,13 @@ class RawAnswer:
                 self.is_finished, self._reason = True, output.finish_reason
 
     def generation(self) -> Generation:
-        usage = replace(self._usage, completion_tokens=len(self._ids))
-        return Generation("".join(self._text), tuple(self._ids), self._reason, usage)
+        return Generation("".join(self._text), tuple(self._ids), self._reason, self._usage)
 
     def _add(self, text: str) -> None:
         certain, stop = self._stop.push(text)
         self._text.append(certain)
         if stop is not None:
-            self.is_finished, self._reason = True, "stop"
+            self.is_finished, self._reason, self._stop_string = True, "stop", stop
 
 
 def _checked(outcome: Outcome, answer: Answer | RawAnswer) -> StepOutput:

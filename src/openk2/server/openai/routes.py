@@ -1,4 +1,4 @@
-"""`/v1/chat/completions` and `/v1/models`."""
+"""`/v1/chat/completions`, `/v1/completions` and `/v1/models`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from collections.abc import AsyncGenerator
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from openk2.chat.messages import Completion
 from openk2.errors import OpenK2Error
 from openk2.server.body import read_json
 from openk2.server.error_responses import body_of
 from openk2.server.ignored import ignored_header
 from openk2.server.metrics import Metrics
 from openk2.server.model_slot import ModelSlot
+from openk2.server.openai.completions import TextChunkWriter, read_completion, text_completion_object, text_provider
 from openk2.server.openai.response import ChunkWriter, CompletionCollector, ResponseHeader, completion_object
+from openk2.server.openai.sampling import choice_sampling
 from openk2.server.openai.schema import read_chat_completion
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import DONE, SseResponse, data_line, dump_json
@@ -47,11 +50,28 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
         headers = ignored_header(body.ignored)
         events = metrics.watch(merged([provider.stream(choice) for choice in body.choice_requests()]))
         if not body.stream:
-            completion = await unless_disconnected(request.receive, _collect(header, events, body.n))
-            return _json(completion, headers)
+            completions = await unless_disconnected(request.receive, _collect(events, body.n))
+            return _json(completion_object(header, completions), headers)
         # Nothing is sent before the first event: until then a failure still has an HTTP status.
         first = await unless_disconnected(request.receive, first_of(events))
         writer = ChunkWriter(header, include_usage=body.include_usage)
+        return SseResponse(_lines(writer, first, events), headers)
+
+    @router.post("/completions")
+    async def completions(request: Request) -> Response:
+        provider = text_provider(slot.provider)
+        body = read_completion(await read_json(request, settings.max_body_bytes))
+        header = ResponseHeader(
+            f"cmpl-{uuid.uuid4().hex}", int(time.time()), slot.resolve(body.model), slot.system_fingerprint
+        )
+        headers = ignored_header(body.ignored)
+        answers = [provider.stream_text(body.prompt, sampling) for sampling in choice_sampling(body.sampling, body.n)]
+        events = metrics.watch(merged(answers))
+        if not body.stream:
+            texts = await unless_disconnected(request.receive, _collect(events, body.n))
+            return _json(text_completion_object(header, texts), headers)
+        first = await unless_disconnected(request.receive, first_of(events))
+        writer = TextChunkWriter(header, include_usage=body.include_usage)
         return SseResponse(_lines(writer, first, events), headers)
 
     return router
@@ -61,17 +81,19 @@ def _json(value: dict[str, object], headers: dict[str, str] | None = None) -> Re
     return Response(dump_json(value), headers=headers, media_type="application/json")
 
 
-async def _collect(header: ResponseHeader, events: AsyncGenerator[ChoiceEvent], num_choices: int) -> dict[str, object]:
+async def _collect(events: AsyncGenerator[ChoiceEvent], num_choices: int) -> list[Completion]:
     collector = CompletionCollector(num_choices)
     try:
         async for choice, event in events:
             collector.add(choice, event)
     finally:
         await events.aclose()
-    return completion_object(header, collector.completions())
+    return collector.completions()
 
 
-async def _lines(writer: ChunkWriter, first: ChoiceEvent, events: AsyncGenerator[ChoiceEvent]) -> AsyncGenerator[bytes]:
+async def _lines(
+    writer: ChunkWriter | TextChunkWriter, first: ChoiceEvent, events: AsyncGenerator[ChoiceEvent]
+) -> AsyncGenerator[bytes]:
     """The stream's lines. A failure after the first event becomes an error line, and the stream ends without [DONE]."""
     try:
         for chunk in writer.chunks(first):

@@ -1,0 +1,149 @@
+"""`/v1/completions`: a prompt as it stands, streamed or not, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+import openai
+import pytest
+from tests.support.vocabularies import synthetic_ranks
+
+from openk2.chat.events import ChatEvent, Finished, TextDelta
+from openk2.chat.messages import Usage
+from openk2.chat.scripted import ScriptedProvider
+from openk2.config import SamplingParams
+from openk2.errors import ProviderError, RequestError
+from openk2.server.openai.completions import CompletionRequest, read_completion
+from openk2.tokenizer import save_ranks
+
+from .conftest import HTTP, RunningServer, Serve, running
+
+
+def read(**body: Any) -> CompletionRequest:
+    return read_completion({"prompt": "Once"} | body)
+
+
+@pytest.mark.parametrize(
+    ("given", "prompt"),
+    [("Once", "Once"), (["Once"], "Once"), ([1, 2], (1, 2)), ([[1, 2]], (1, 2)), ("<|im_end|>", "<|im_end|>")],
+)
+def test_prompts(given: Any, prompt: Any) -> None:
+    assert read(prompt=given).prompt == prompt
+
+
+def test_settings_are_those_of_chats() -> None:
+    body = read(max_tokens=7, temperature=0, seed=3, stop=["\n"], n=2, echo=False, best_of=1, suffix=None, user="u")
+    assert body.sampling == SamplingParams(max_tokens=7, temperature=0, seed=3, stop=("\n",))
+    assert (body.n, body.stream, body.ignored) == (2, False, ("user",))
+    assert read().sampling.max_tokens == 16
+
+
+@pytest.mark.parametrize(
+    ("param", "body"),
+    [
+        ("prompt", {"prompt": None}),
+        ("prompt", {"prompt": ""}),
+        ("prompt", {"prompt": []}),
+        ("prompt", {"prompt": [[]]}),
+        ("prompt", {"prompt": {"a": 1}}),
+        ("prompt", {"prompt": ["a", "b"]}),
+        ("prompt[1]", {"prompt": [1, "a"]}),
+        ("prompt[0]", {"prompt": [True]}),
+        ("echo", {"echo": True}),
+        ("suffix", {"suffix": "end"}),
+        ("best_of", {"best_of": 2}),
+        ("logprobs", {"logprobs": 5}),
+        ("logit_bias", {"logit_bias": {"5": 1}}),
+        ("frequency_penalty", {"frequency_penalty": 1}),
+        ("n", {"n": 0}),
+        ("stop", {"stop": 3}),
+        ("stream_options", {"stream_options": {}}),
+    ],
+)
+def test_a_wrong_field_is_a_400_that_names_it(param: str, body: dict) -> None:
+    with pytest.raises(RequestError) as error:
+        read(**body)
+    assert error.value.http_status == 400
+    assert error.value.param == param and param in str(error.value)
+
+
+class Echo(ScriptedProvider):
+    """Continues a prompt with itself, word by word; `broken` ends in an error."""
+
+    def __init__(self, *, broken: bool = False) -> None:
+        super().__init__([])
+        self.broken = broken
+        self.asked: list[tuple[str | Sequence[int], SamplingParams]] = []
+
+    async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+        self.asked.append((prompt, sampling))
+        words = str(prompt).split()
+        for word in words:
+            yield TextDelta(f" {word}")
+        if self.broken:
+            raise ProviderError("out of words")
+        yield Finished("length" if sampling.max_tokens == len(words) else "stop", Usage(5, len(words), 4))
+
+
+def test_whole_answers(serve: Serve) -> None:
+    provider = Echo()
+    answer = serve(provider).client.completions.create(model="kimi-k2", prompt="a b c", n=2, seed=7, max_tokens=3)
+    assert answer.object == "text_completion" and answer.id.startswith("cmpl-") and answer.system_fingerprint
+    assert [(c.index, c.text, c.finish_reason) for c in answer.choices] == [
+        (0, " a b c", "length"),
+        (1, " a b c", "length"),
+    ]
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (5, 6, 11)
+    assert [sampling.seed for _, sampling in provider.asked] == [7, 8]
+
+
+def test_streams_add_up_to_the_same(serve: Serve) -> None:
+    client = serve(Echo()).client
+    chunks = list(
+        client.completions.create(
+            model="kimi-k2", prompt="a b", n=2, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    *texts, last = chunks
+    assert last.choices == [] and last.usage.completion_tokens == 4 and texts[0].usage is None
+    for index in range(2):
+        mine = [choice for chunk in texts for choice in chunk.choices if choice.index == index]
+        assert "".join(choice.text for choice in mine) == " a b"
+        assert [choice.finish_reason for choice in mine] == [None, None, "stop"]
+
+
+def test_a_stream_that_breaks_says_so(serve: Serve) -> None:
+    with pytest.raises(openai.APIError, match="out of words"):
+        list(serve(Echo(broken=True)).client.completions.create(model="kimi-k2", prompt="a", stream=True))
+
+
+def test_a_provider_of_chats_only(serve: Serve) -> None:
+    response = HTTP.post(f"{serve(ScriptedProvider([])).url}/v1/completions", json={"prompt": "a"})
+    assert response.status_code == 404 and "/v1/chat/completions" in response.json()["error"]["message"]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    from openk2.llm import LLM
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_ranks(synthetic_ranks(), folder / "tiktoken.model")
+    with LLM("random:nano", tokenizer=folder, max_model_len=128) as llm, running(llm) as server:
+        yield server
+
+
+def test_a_model_continues_text_and_ids_alike(server: RunningServer) -> None:
+    body = {"model": "kimi-k2", "max_tokens": 12, "temperature": 1, "seed": 4, "extra_body": {"ignore_eos": True}}
+    text = server.client.completions.create(prompt="the weather", **body)
+    ids = HTTP.post(f"{server.url}/tokenize", json={"prompt": "the weather"}).json()["tokens"]
+    streamed = list(server.client.completions.create(prompt=ids, stream=True, **body))
+    assert "".join(choice.text for chunk in streamed for choice in chunk.choices) == text.choices[0].text
+    assert text.choices[0].finish_reason == streamed[-1].choices[0].finish_reason == "length"
+    assert (text.usage.prompt_tokens, text.usage.completion_tokens) == (len(ids), 12)
+
+
+def test_prompts_that_the_model_cannot_have(server: RunningServer) -> None:
+    for prompt, code in ([10**6], None), ([5] * 128, "context_length_exceeded"):
+        response = HTTP.post(f"{server.url}/v1/completions", json={"prompt": prompt})
+        assert response.status_code == 400 and response.json()["error"]["code"] == code
