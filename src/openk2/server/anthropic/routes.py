@@ -22,14 +22,7 @@ from openk2.server.metrics import Metrics
 from openk2.server.model_slot import ModelSlot
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import SseResponse, data_line, dump_json
-from openk2.server.streams import (
-    ChoiceEvent,
-    describe_failure,
-    first_of,
-    marking_idle,
-    merged,
-    unless_disconnected,
-)
+from openk2.server.streams import ChoiceEvent, describe_failure, first_of, marking_idle, merged, unless_disconnected
 
 logger = logging.getLogger(__name__)
 
