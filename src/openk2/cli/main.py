@@ -24,6 +24,7 @@ VERBS = {
     "train": "Train a model from a recipe, with MuonClip.",
     "eval": "Measure how good a model is.",
     "inspect": "Show what is in a model.",
+    "connect": "Point a coding client or editor at this server.",
     "bench": "Measure speed beside this machine's limits.",
     "doctor": "Show what this machine can do.",
 }

@@ -1,0 +1,217 @@
+"""`openk2 connect` in a home folder of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from openk2 import assets
+from openk2.cli.main import app
+from openk2.client.settings import CLIENTS, KIMI_WINDOW, NANO, NANO_WINDOW, UNSERVED, Machine, settings_file
+from openk2.config import preset
+from openk2.errors import ConfigError, EnvironmentFault
+
+runner = CliRunner()
+WITH_FILE = sorted(name for name, client in CLIENTS.items() if client.files(Machine(Path(), {}, "linux")))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def connect(*arguments: str) -> dict[str, Any]:
+    result = runner.invoke(app, ["connect", *arguments, "--json"], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    report: dict[str, Any] = json.loads(result.output)
+    return report
+
+
+def file_of(name: str, home: Path) -> Path:
+    file = settings_file(CLIENTS[name], Machine(home, {}, sys.platform))
+    assert file is not None and file.is_relative_to(home)
+    return file
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("name", sorted(CLIENTS))
+def test_printing_names_server_and_model_and_writes_nothing(name: str, home: Path) -> None:
+    result = runner.invoke(app, ["connect", name, "--url", "http://box:81/v1/", "--model", "kimi-k2"])
+    assert result.exit_code == 0 and "http://box:81" in result.output and "kimi-k2" in result.output
+    assert "/v1/v1" not in result.output
+    assert everything(home) == {}
+
+
+def test_claude_code_gets_the_address_without_v1(home: Path) -> None:
+    report = connect("claude-code", "--url", "http://127.0.0.1:9000/v1")
+    assert report["environment"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:9000"
+    assert report["settings"] == {"env": report["environment"]}
+    assert any("4,096" in note for note in report["notes"])
+
+
+def test_windows_are_those_of_the_models() -> None:
+    assert json.loads((assets.path(NANO) / "config.json").read_text())["max_position_embeddings"] == NANO_WINDOW
+    assert preset("k2-0905").max_position_embeddings == KIMI_WINDOW
+
+
+def test_windows_fit(home: Path) -> None:
+    (model,) = connect("vscode")["settings"][0]["models"]
+    assert model["maxInputTokens"] + model["maxOutputTokens"] == 4096
+    zed = connect("zed", "--model", "kimi-k2")["settings"]["language_models"]["openai_compatible"]["openk2"]
+    assert zed["available_models"][0]["max_tokens"] == 262_144 and zed["api_url"] == "http://127.0.0.1:8000/v1"
+
+
+@pytest.mark.parametrize("name", WITH_FILE)
+def test_write_makes_the_file_and_undo_takes_it_away(name: str, home: Path) -> None:
+    report = connect(name, "--write")
+    file = file_of(name, home)
+    assert report["written"] == str(file) and report["backup"] is None
+    assert json.loads(file.read_text()) == report["settings"]
+    assert connect(name, "--undo")["exists"] is False
+    assert everything(home) == {}
+
+
+@pytest.mark.parametrize("name", WITH_FILE)
+def test_write_keeps_all_else_and_undo_is_exact(name: str, home: Path) -> None:
+    file = file_of(name, home)
+    file.parent.mkdir(parents=True)
+    other = '\t{ "name": "other",  "x": [1,\n2] },' if name == "vscode" else '\t"other":  {"x": [1,\n2]}, // mine'
+    before = (f"// top\n[\n{other}\n]" if name == "vscode" else f"// top\n{{\n{other}\n}}").encode()
+    file.write_bytes(before)
+    file.chmod(0o640)
+    report = connect(name, "--write")
+    assert Path(report["backup"]).read_bytes() == before and Path(report["backup"]).parent == file.parent
+    text = file.read_text()
+    assert text.startswith(f"// top\n{'[' if name == 'vscode' else '{'}\n{other}\n") and "127.0.0.1:8000" in text
+    assert file.stat().st_mode & 0o777 == 0o640
+    connect(name, "--write", "--model", "kimi-k2")  # again, for another model: the backup stays the first
+    assert "kimi-k2" in file.read_text() and Path(report["backup"]).read_bytes() == before
+    assert connect(name, "--undo")["kept"] is None
+    assert everything(home) == {str(file.relative_to(home)): before}
+    assert file.stat().st_mode & 0o777 == 0o640
+
+
+def test_settings_that_were_there_come_back(home: Path) -> None:
+    file = file_of("claude-code", home)
+    file.parent.mkdir()
+    before = '{"env": {"ANTHROPIC_BASE_URL": "https://elsewhere", "A": "1"}, "permissions": {"allow": ["Bash"]}}'
+    file.write_text(before)
+    connect("claude-code", "--write")
+    now = json.loads(file.read_text())
+    assert now["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:8000" and now["env"]["A"] == "1"
+    assert now["permissions"] == {"allow": ["Bash"]}
+    connect("claude-code", "--undo")
+    assert file.read_text() == before
+
+
+def test_undo_keeps_what_was_changed_since(home: Path) -> None:
+    file = file_of("claude-code", home)
+    for _ in range(2):
+        connect("claude-code", "--write")
+        changed = json.dumps({**json.loads(file.read_text()), "theme": "dark"})
+        file.write_text(changed)
+        kept = Path(connect("claude-code", "--undo")["kept"])
+        assert kept.read_text() == changed and not file.exists()
+    assert len(everything(home)) == 2
+
+
+def test_a_stale_backup_is_not_brought_back(home: Path) -> None:
+    file = file_of("zed", home)
+    connect("zed", "--write")
+    file.write_text('{"mine": 1}')  # the connection removed by hand
+    connect("zed", "--write")
+    connect("zed", "--undo")
+    assert everything(home) == {str(file.relative_to(home)): b'{"mine": 1}'}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [(b'{"env": {', "line 1"), (b'{"env": []}', "env is not an object"), (b"[]", "not an object"), (b"\xff", "UTF-8")],
+)
+def test_a_file_that_cannot_be_read_is_refused_and_left(content: bytes, said: str, home: Path) -> None:
+    file = file_of("claude-code", home)
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=said) as refused:
+        connect("claude-code", "--write")
+    assert str(file) in str(refused.value) and "\n" not in str(refused.value) and refused.value.exit_code == 2
+    assert everything(home) == {str(file.relative_to(home)): content}
+
+
+def test_a_linked_file_stays_a_link(home: Path) -> None:
+    file, real = file_of("claude-code", home), home / "dotfiles" / "claude.json"
+    for folder in (file.parent, real.parent):
+        folder.mkdir()
+    real.write_text("{}")
+    file.symlink_to(real)
+    connect("claude-code", "--write")
+    assert file.is_symlink() and "ANTHROPIC_BASE_URL" in real.read_text()
+    connect("claude-code", "--undo")
+    assert file.is_symlink() and real.read_text() == "{}"
+
+
+def test_a_folder_in_the_way_is_one_line(home: Path) -> None:
+    (home / ".claude").write_text("a file")
+    with pytest.raises(EnvironmentFault, match=r"\.claude"):
+        connect("claude-code", "--write")
+
+
+def test_a_jsonc_file_is_preferred_where_it_is_the_one_that_exists(home: Path) -> None:
+    file = home / ".config" / "opencode" / "opencode.jsonc"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    assert connect("opencode", "--write")["written"] == str(file)
+
+
+def test_where_settings_are() -> None:
+    mac = Machine(Path("/u"), {"XDG_CONFIG_HOME": "/x", "CLAUDE_CONFIG_DIR": "/c"}, "darwin")
+    linux = Machine(Path("/u"), {"XDG_CONFIG_HOME": "/x"}, "linux")
+    code = "Code/User/chatLanguageModels.json"
+    assert settings_file(CLIENTS["vscode"], mac) == Path("/u/Library/Application Support", code)
+    assert settings_file(CLIENTS["vscode"], linux) == Path("/x", code)
+    assert settings_file(CLIENTS["zed"], mac) == Path("/u/.config/zed/settings.json")
+    assert settings_file(CLIENTS["claude-code"], mac) == Path("/c/settings.json")
+    assert settings_file(CLIENTS["claude-code"], linux) == Path("/u/.claude/settings.json")
+
+
+@pytest.mark.parametrize("option", ["--write", "--undo"])
+def test_a_client_without_a_file_is_only_printed(option: str, home: Path) -> None:
+    assert connect("cline")["fields"]["Base URL"] == "http://127.0.0.1:8000/v1"
+    with pytest.raises(ConfigError, match="own panel"):
+        connect("cline", option)
+
+
+def test_an_unknown_client_is_told_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match="claude-code, cline, opencode, vscode, zed") as refused:
+        connect("emacs")
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", sorted(UNSERVED))
+def test_a_client_of_a_missing_api_is_told_so(name: str) -> None:
+    with pytest.raises(ConfigError, match="/v1/responses"):
+        connect(name)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("zed", "--url", "localhost:8000"), ("zed", "--url", "http://"), ("zed", "--model", " "), ("zed", "--undo")],
+)
+def test_what_makes_no_sense_is_refused(arguments: tuple[str, ...], home: Path) -> None:
+    with pytest.raises(ConfigError):
+        connect(*arguments)
+
+
+def test_write_and_undo_exclude_each_other(home: Path) -> None:
+    assert runner.invoke(app, ["connect", "zed", "--write", "--undo"]).exit_code == 2
