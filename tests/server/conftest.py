@@ -7,12 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx2 as httpx
 import openai
 import pytest
 import uvicorn
 
+from openk2 import assets
 from openk2.chat.provider import ChatProvider
 from openk2.server.app import create_app
 from openk2.server.model_slot import ModelSlot
@@ -44,6 +46,17 @@ def running(provider: ChatProvider | ModelSlot, settings: ServerSettings | None 
     finally:
         server.should_exit = True
         thread.join(timeout=10)
+
+
+@pytest.fixture(scope="module")
+def nano_server() -> Iterator[RunningServer]:
+    """The embedded model behind a server; its tests are skipped in a tree without it."""
+    if not Path(assets.__file__).with_name("k2-nano").is_dir():
+        pytest.skip("this tree has no embedded model")
+    from openk2.llm import LLM
+
+    with LLM("k2-nano") as llm, running(llm) as server:
+        yield server
 
 
 Serve = Callable[..., RunningServer]

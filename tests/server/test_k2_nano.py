@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import jsonschema_rs
 import openai
 import pytest
 
-from openk2 import assets
 from openk2.chat.messages import ToolSpec
 
-from .conftest import HTTP, RunningServer, running
+from .conftest import HTTP, RunningServer
 
 CITIES = {"type": "object", "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}}, "required": ["city"]}
 TOOLS = [
@@ -23,22 +20,10 @@ TOOLS = [
 
 USER = {"role": "user", "content": "What time is it in Europe/Paris?"}
 
-pytestmark = pytest.mark.skipif(
-    not Path(assets.__file__).with_name("k2-nano").is_dir(), reason="this tree has no embedded model"
-)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    from openk2.llm import LLM
-
-    with LLM("k2-nano") as llm, running(llm) as server:
-        yield server
-
 
 @pytest.fixture
-def client(server: RunningServer) -> openai.OpenAI:
-    return server.client
+def client(nano_server: RunningServer) -> openai.OpenAI:
+    return nano_server.client
 
 
 def test_models_tell_the_window(client):
@@ -88,10 +73,10 @@ def test_a_prompt_past_the_window(client):
     assert error.value.body["prompt_tokens"] > error.value.body["max_model_len"]
 
 
-def test_tokenize_counts_what_an_answer_is_charged_for(server, client):
+def test_tokenize_counts_what_an_answer_is_charged_for(nano_server, client):
     body = {"messages": [USER], "tools": TOOLS}
     usage = client.chat.completions.create(model="k2-nano", max_tokens=1, **body).usage
-    assert HTTP.post(f"{server.url}/tokenize", json=body).json()["count"] == usage.prompt_tokens
+    assert HTTP.post(f"{nano_server.url}/tokenize", json=body).json()["count"] == usage.prompt_tokens
 
 
 def test_control_tokens_in_a_message_are_text(client):

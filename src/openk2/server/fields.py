@@ -10,6 +10,9 @@ from typing import Any
 
 from openk2.errors import RequestError
 
+MAX_STOP_STRINGS = 4
+"""In one request, in every API."""
+
 _TYPE_NAMES = {
     type(None): "null",
     bool: "a boolean",
@@ -112,6 +115,19 @@ class Fields:
         if value is not None and not isinstance(value, list):
             raise wrong_type(self.at(key), "an array", value)
         return value
+
+    def strings(self, key: str, most: int) -> tuple[str, ...]:
+        """At most so many strings, none of them empty; () when absent."""
+        values = self.array(key) or []
+        for i, value in enumerate(values):
+            path = self.at(f"{key}[{i}]")
+            if not isinstance(value, str):
+                raise wrong_type(path, "a string", value)
+            if not value:
+                raise wrong_value(path, "it must not be empty")
+        if len(values) > most:
+            raise wrong_value(self.at(key), f"at most {most} strings, not {len(values)}")
+        return tuple(values)
 
     def mapping(self, key: str) -> Fields | None:
         value = self.get(key)

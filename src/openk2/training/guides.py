@@ -375,7 +375,7 @@ class GuideLoss:
     def weigh(self, supervised: Tensor, decision_weight: float) -> Tensor:
         """The share of each supervised token (T, bool) in the loss: those that decide weigh `decision_weight`."""
         weights = torch.ones(supervised.shape, device=supervised.device)
-        for start, guides in zip(self.cu_seqlens, self.guides, strict=False):
+        for start, guides in zip(self.cu_seqlens[:-1], self.guides, strict=True):
             weights[[start + row for kind in ("tool", "parameter") for row, _ in guides[kind]]] = decision_weight
         weights = weights[supervised]
         return weights / weights.sum()

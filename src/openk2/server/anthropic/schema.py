@@ -7,7 +7,6 @@ and reported.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
@@ -15,14 +14,12 @@ from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
 from openk2.server.anthropic.convert import ConversationReader
 from openk2.server.anthropic.tools import read_tool_choice, read_tools
-from openk2.server.fields import Fields, wrong_type, wrong_value
-from openk2.server.openai.tools import check_schema
+from openk2.server.fields import MAX_STOP_STRINGS, Fields, wrong_value
+from openk2.server.json_schema import check_schema
 
 TEMPERATURE_SCALE = 0.6
 """A given temperature is multiplied by it, as Moonshot's own Anthropic endpoint does: programs written for this API
 send 1.0, which is K2's 0.6. One that is absent stays absent, and means the same as in the OpenAI API."""
-
-MAX_STOP_SEQUENCES = 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ def read_messages_request(body: object) -> MessagesRequest:
         temperature=_read_temperature(fields),
         top_p=fields.number("top_p"),
         top_k=fields.integer("top_k", 0),
-        stop=_read_stop_sequences(fields),
+        stop=fields.strings("stop_sequences", MAX_STOP_STRINGS),
     )
     stream = fields.boolean("stream") or False
     request = _read(fields, sampling, stream)
@@ -103,19 +100,6 @@ def _read_temperature(fields: Fields) -> float | None:
     if not 0 <= value <= 1:
         raise wrong_value(fields.at("temperature"), f"it must be between 0 and 1, not {value:g}")
     return value * TEMPERATURE_SCALE
-
-
-def _read_stop_sequences(fields: Fields) -> tuple[str, ...]:
-    strings: list[Any] = fields.array("stop_sequences") or []
-    for i, string in enumerate(strings):
-        path = fields.at(f"stop_sequences[{i}]")
-        if not isinstance(string, str):
-            raise wrong_type(path, "a string", string)
-        if not string:
-            raise wrong_value(path, "it must not be empty")
-    if len(strings) > MAX_STOP_SEQUENCES:
-        raise wrong_value(fields.at("stop_sequences"), f"at most {MAX_STOP_SEQUENCES} sequences, not {len(strings)}")
-    return tuple(strings)
 
 
 def _read_output_format(fields: Fields) -> ResponseFormat | None:

@@ -7,7 +7,7 @@ import re
 from openk2.chat.messages import ToolChoice, ToolSpec
 from openk2.errors import RequestError, SchemaError
 from openk2.server.fields import Fields, type_name, wrong_type, wrong_value
-from openk2.server.openai.tools import check_schema
+from openk2.server.json_schema import check_schema
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 

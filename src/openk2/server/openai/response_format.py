@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from openk2.chat.messages import ResponseFormat
 from openk2.server.fields import Fields, wrong_value
-from openk2.server.openai.tools import check_schema
+from openk2.server.json_schema import check_schema
 
 
 def read_response_format(fields: Fields) -> ResponseFormat | None:

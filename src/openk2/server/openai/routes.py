@@ -40,13 +40,16 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
         slot.resolve(name)
         return _json(slot.describe(name))
 
+    def begin(kind: str, model: str | None) -> ResponseHeader:
+        return ResponseHeader(
+            f"{kind}-{uuid.uuid4().hex}", int(time.time()), slot.resolve(model), slot.system_fingerprint
+        )
+
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
         provider = slot.provider
         body = read_chat_completion(await read_json(request, settings.max_body_bytes))
-        header = ResponseHeader(
-            f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), slot.resolve(body.model), slot.system_fingerprint
-        )
+        header = begin("chatcmpl", body.model)
         headers = ignored_header(body.ignored)
         events = metrics.watch(merged([provider.stream(choice) for choice in body.choice_requests()]))
         if not body.stream:
@@ -61,9 +64,7 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
     async def completions(request: Request) -> Response:
         provider = text_provider(slot.provider)
         body = read_completion(await read_json(request, settings.max_body_bytes))
-        header = ResponseHeader(
-            f"cmpl-{uuid.uuid4().hex}", int(time.time()), slot.resolve(body.model), slot.system_fingerprint
-        )
+        header = begin("cmpl", body.model)
         headers = ignored_header(body.ignored)
         answers = [provider.stream_text(body.prompt, sampling) for sampling in choice_sampling(body.sampling, body.n)]
         events = metrics.watch(merged(answers))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
-from openk2.server.fields import Fields, wrong_type, wrong_value
+from openk2.server.fields import MAX_STOP_STRINGS, Fields, wrong_type, wrong_value
 
 MAX_CHOICES = 8
-MAX_STOP_STRINGS = 4
 
 
 def read_sampling(fields: Fields) -> SamplingParams:
@@ -52,19 +50,13 @@ def _read_top_k(fields: Fields) -> int | None:
 
 def _read_stop(fields: Fields) -> tuple[str, ...]:
     value = fields.get("stop")
-    if value is None:
-        return ()
-    strings: list[Any] = [value] if isinstance(value, str) else value
-    if not isinstance(strings, list):
+    if isinstance(value, str):
+        if not value:
+            raise wrong_value("stop[0]", "it must not be empty")
+        return (value,)
+    if value is not None and not isinstance(value, list):
         raise wrong_type("stop", "a string or an array of strings", value)
-    for i, string in enumerate(strings):
-        if not isinstance(string, str):
-            raise wrong_type(f"stop[{i}]", "a string", string)
-        if not string:
-            raise wrong_value(f"stop[{i}]", "it must not be empty")
-    if len(strings) > MAX_STOP_STRINGS:
-        raise wrong_value("stop", f"at most {MAX_STOP_STRINGS} strings, not {len(strings)}")
-    return tuple(strings)
+    return fields.strings("stop", MAX_STOP_STRINGS)
 
 
 def read_num_choices(fields: Fields) -> int:

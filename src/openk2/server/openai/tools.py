@@ -3,23 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
-
-import jsonschema_rs
 
 from openk2.chat.messages import ToolChoice, ToolChoiceMode, ToolSpec
-from openk2.errors import RequestError, SchemaError
+from openk2.errors import RequestError
 from openk2.server.fields import Fields, wrong_type, wrong_value
+from openk2.server.json_schema import check_schema
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-
-_DIALECTS = (
-    "https://json-schema.org/draft/2020-12/schema",
-    "http://json-schema.org/draft-07/schema#",
-    "http://json-schema.org/draft-04/schema#",
-)
-"""A schema is accepted if one of these accepts it: generators seldom say which they write, and tuples (`items` as an
-array) and boolean `exclusiveMinimum` exist only in the older ones."""
 
 _MODES: dict[str, ToolChoiceMode] = {"auto": "auto", "none": "none", "required": "required", "any": "required"}
 
@@ -48,28 +38,6 @@ def read_tools(fields: Fields) -> tuple[ToolSpec, ...]:
         check_schema(function.get("parameters"), function.at("parameters"))
         tools.append(ToolSpec(value))
     return tuple(tools)
-
-
-def check_schema(schema: dict[str, Any] | None, path: str) -> None:
-    """Refuse what is no JSON Schema, or not one of an object: arguments are named."""
-    if not schema:
-        return
-    kind = schema.get("type", "object")
-    if kind != "object" and not (isinstance(kind, list) and "object" in kind):
-        raise SchemaError(f"Invalid schema for '{path}': its type must be \"object\", not {kind!r}.", param=path)
-    first: jsonschema_rs.ValidationError | None = None
-    for dialect in _DIALECTS:
-        # The dialect is set here, never the caller's: an unknown `$schema` would be fetched from the network.
-        try:
-            jsonschema_rs.meta.validate({**schema, "$schema": dialect})
-            return
-        except jsonschema_rs.ValidationError as error:
-            first = first or error
-        except ValueError as error:
-            raise SchemaError(f"Invalid schema for '{path}': {error}.", param=path) from error
-    assert first is not None
-    where = ".".join([path, *(str(step) for step in first.instance_path)])
-    raise SchemaError(f"Invalid schema for '{where}': {first.message}.", param=where)
 
 
 def read_tool_choice(fields: Fields, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
