@@ -15,7 +15,7 @@ from openk2.chat.template import ChatTemplate
 from openk2.errors import ConfigError
 from openk2.tokenizer import Tokenizer
 from openk2.training.data import conversations
-from openk2.training.guides import KINDS, GuideLoss, find_guides
+from openk2.training.guides import DECISION, KINDS, GuideLoss, find_guides
 from openk2.training.packing import render_example
 from openk2.training.recipe import GuidesConfig, Recipe
 
@@ -69,6 +69,16 @@ def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> Non
     assert [r.split(" -> ")[0] for r in rows["tool"]] == ["functions.", "assistant<|im_middle|>"]
     assert all("part" in r.split(" -> ")[1] for r in rows["request"])
     assert len(rows["parameter"]) == 1 and "part" in rows["parameter"][0].split(" -> ")[1]
+    assert [r.split(" -> ")[0] for r in rows["decision"]] == [
+        "assistant<|im_middle|>",
+        "functions.",
+        '<|tool_call_argument_begin|>{"',
+        'part":',
+        '": "',
+        "box",
+        '"}<|tool_call_end|>',
+        "assistant<|im_middle|>",
+    ], "call or answer, which tool, which key, what kind of value, which value, where it ends, whether one more follows"
     copied = "".join(r.split(" -> ")[1] for r in rows["source"])
     assert "red" in copied and "box" in copied and "77" in copied
 
@@ -142,7 +152,7 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 def test_decisions_weigh_more_and_the_weights_sum_to_one() -> None:
-    guides = [{kind: [] for kind in KINDS}, {**{kind: [] for kind in KINDS}, "tool": [(1, (0,))]}]
+    guides = [{DECISION: []}, {DECISION: [(1, ())]}]
     supervised = torch.tensor([True, False, True, True])
     loss = GuideLoss(guides, (0, 2, 4), {})
     assert loss.weigh(supervised, 3.0).tolist() == pytest.approx([0.2, 0.2, 0.6])

@@ -19,13 +19,18 @@ even spread over its targets:
 - `parameter`: the token before an argument's value looks at the parameter's name and description;
 - `source`: the token before a copied one looks at the original in the request or in a tool's result.
 
+Rows that decide are found beside them (`decision`, no targets): what precedes the start of a reply, the choices in a
+tool's name, of each argument the key, what the value begins with (a quote, a space), its first token and what follows
+it, and whether another call follows. A reply's start counts whether it calls or answers: were one of them heavier, the
+model would prefer it.
+
 Guided attention is as in Deshpande & Narasimhan 2020 (arXiv:2010.02399), with targets from the text's structure.
 """
 
 from __future__ import annotations
 
 import json
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +53,7 @@ KINDS = (
     "parameter",
     "source",
 )
+DECISION = "decision"
 MOST_ROWS = 32
 """Of one kind in one conversation that are looked at: an even sample stands for the rest."""
 
@@ -61,7 +67,7 @@ FUNCTION_WORDS = frozenset(
 Row = tuple[int, tuple[int, ...]]
 """A token and the earlier tokens (or itself) it should attend to."""
 Guides = Mapping[str, Sequence[Row]]
-"""The rows of each kind."""
+"""The rows of each kind, and of `DECISION`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class _Tool:
 def find_guides(token_ids: Sequence[int], tokenizer: Tokenizer) -> Guides:
     """All rows of a rendered conversation. What does not have the template's form is left out."""
     text = _Tokens(token_ids, tokenizer)
-    found: dict[str, list[Row]] = {kind: [] for kind in KINDS}
+    found: dict[str, list[Row]] = {kind: [] for kind in (*KINDS, DECISION)}
     tools: dict[str, _Tool] = {}
     votes: dict[int, set[tuple[str, int]]] = {}
     request: range | None = None
@@ -148,6 +154,10 @@ class _Tokens:
         while i < len(self.pieces) and not self.pieces[i]:
             i += 1
         return i if i < len(self.pieces) and self.offsets[i] == offset else None
+
+    def holding(self, offset: int) -> int:
+        """The token that the byte at `offset` belongs to."""
+        return bisect_right(self.offsets, offset) - 1
 
     def words(self, start: int, end: int) -> tuple[int, ...]:
         """The tokens wholly in these bytes that hold at least two letters or digits and are no function word."""
@@ -249,6 +259,7 @@ def _guide_reply(
     begins = [i for i in reply if text.named.get(text.ids[i]) == "<|tool_call_begin|>"]
     plain_end = begins[0] if begins else reply.stop
     copied = [range(reply.start, plain_end)]
+    deciding = {reply.start - 1}
     for number, begin in enumerate(begins):
         named = [text.named.get(i) for i in text.ids[begin : reply.stop]]
         try:
@@ -264,16 +275,20 @@ def _guide_reply(
             words = tuple(i for i, n in mine.items() if n == min(mine.values()))
             words = words or text.words(text.offsets[request.start], text.offsets[request.stop])
             choices = [(begin + 2 + k, tool.name_start + k) for k in _forks(text, tool, tools)]
+            deciding.update(row for row, _ in choices)
             if number == 0:
                 choices.append((reply.start - 1, tool.name_start))
             for row, place in choices:
                 found["tool"].append((row, (place,)))
                 if words:
                     found["request"].append((row, words))
-        for key, value in _arguments(text, range(opening + 1, end)):
+        for key, key_start, value_start, value in _arguments(text, range(opening + 1, end)):
+            deciding.update((key_start - 1, value_start - 1, value.start - 1, value.stop - 1))
             copied.append(value)
             if tool.parameters.get(key):
                 found["parameter"].append((value.start - 1, tool.parameters[key]))
+        deciding.add(end)
+    found[DECISION] += [(row, ()) for row in sorted(deciding)]
     for span in copied:
         found["source"] += _copies(text, span, sources)
 
@@ -288,14 +303,15 @@ def _forks(text: _Tokens, tool: _Tool, tools: Mapping[str, _Tool]) -> Iterator[i
             yield k
 
 
-def _arguments(text: _Tokens, span: range) -> Iterator[tuple[str, range]]:
-    """(key, tokens of the value without its quotes) of each top-level argument."""
+def _arguments(text: _Tokens, span: range) -> Iterator[tuple[str, int, int, range]]:
+    """Of each top-level argument: the key, its first token, what the value begins with, and the value without quotes."""
     raw = text.text(span).decode(errors="replace")
     if not raw.isascii():
         return  # characters and bytes differ: not worth the bookkeeping
     decoder, at = json.JSONDecoder(), 1
     base = text.offsets[span.start]
     while at < len(raw) and raw[at] == '"':
+        key_start = text.holding(base + at + 1)
         key, at = decoder.raw_decode(raw, at)
         start = at + 2  # past `: `
         value, at = decoder.raw_decode(raw, start)
@@ -303,7 +319,7 @@ def _arguments(text: _Tokens, span: range) -> Iterator[tuple[str, range]]:
         first = text.starting_at(base + start + quote)
         if first is not None and at - start > 2 * quote:
             last = bisect_left(text.offsets, base + at - quote)
-            yield key, range(first, max(last, first + 1))
+            yield key, key_start, text.holding(base + start - 1), range(first, max(last, first + 1))
         at += 2  # past `, `
 
 
@@ -376,7 +392,7 @@ class GuideLoss:
         """The share of each supervised token (T, bool) in the loss: those that decide weigh `decision_weight`."""
         weights = torch.ones(supervised.shape, device=supervised.device)
         for start, guides in zip(self.cu_seqlens[:-1], self.guides, strict=True):
-            weights[[start + row for kind in ("tool", "parameter") for row, _ in guides[kind]]] = decision_weight
+            weights[[start + row for row, _ in guides[DECISION]]] = decision_weight
         weights = weights[supervised]
         return weights / weights.sum()
 

@@ -56,20 +56,20 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
         "chat": 0.06,
     },
     {
-        "choice": 1.0,
-        "single": 0.37,
-        "parallel_same": 0.10,
+        "choice": 0.6,
+        "single": 0.55,
+        "parallel_same": 0.13,
         "parallel_different": 0.13,
         "chain": 0.09,
         "error": 0.06,
-        "missing": 0.08,
+        "missing": 0.14,
         "no_fit": 0.12,
         "chat": 0.05,
     },
 )
 """Weights of the kinds of first turns, by stage; `choice` is a conversation of its own (see `_write_choice`)."""
 _STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
-_STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.35)
+_STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.45)
 _CHOICE_TURNS = {"single": 0.7, "no_fit": 0.12, "parallel_different": 0.12, "parallel_same": 0.06}
 _LATER = (
     "single",
