@@ -304,7 +304,7 @@ def _forks(text: _Tokens, tool: _Tool, tools: Mapping[str, _Tool]) -> Iterator[i
 
 
 def _arguments(text: _Tokens, span: range) -> Iterator[tuple[str, int, int, range]]:
-    """Of each top-level argument: the key, its first token, what the value begins with, and the value without quotes."""
+    """Of each top-level argument: the key, its first token, the value's first token, the value without quotes."""
     raw = text.text(span).decode(errors="replace")
     if not raw.isascii():
         return  # characters and bytes differ: not worth the bookkeeping
