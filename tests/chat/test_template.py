@@ -126,6 +126,25 @@ def test_without_generation_prompt(template: ChatTemplate) -> None:
     assert template.render_text((), (), add_generation_prompt=False) == ""
 
 
+def test_a_partial_message_stays_open(template: ChatTemplate) -> None:
+    (user,), _, text = EXAMPLES["A"]
+    begun = Message("assistant", [{"type": "text", "text": "It is <|im_end|>"}], partial=True)
+    prompt = template.render([user])
+    for opened in (True, False):
+        ids = template.render([user, begun], add_generation_prompt=opened)
+        assert ids == prompt + template.tokenizer.encode("It is <|im_end|>")
+    assert template.render_text([user, begun]) == f"{text}It is <|im_end|>"
+    assert template.render([user, replace(begun, content="")]) == prompt
+    named = template.render_text([user, replace(begun, content="Hm", name="Ann")])
+    assert named.endswith("<|im_assistant|>Ann<|im_middle|>Hm")
+
+
+@pytest.mark.parametrize("source", ["{{ messages[0].content }}", "{{ eos_token }}{{ messages[0].content }}"])
+def test_a_template_that_leaves_turns_open_cannot_go_on_from_one(tokenizer: Tokenizer, source: str) -> None:
+    with pytest.raises(TemplateError, match="cannot be continued"):
+        ChatTemplate(tokenizer, source).render([Message("assistant", "Hm", partial=True)])
+
+
 def test_images_are_shown_as_the_published_plain_text(template: ChatTemplate) -> None:
     message = Message("user", [{"type": "image_url", "image_url": {"url": "x"}}, {"type": "text", "text": "?"}])
     assert "<|media_start|>image<|media_content|><|media_pad|><|media_end|>?" in template.render_text([message])

@@ -74,3 +74,15 @@ def test_a_prompt_past_the_window_says_how_long_it_is(nano_server):
         response = HTTP.post(f"{nano_server.url}/v1/messages", json=body | {"stream": stream})
         assert response.status_code == 400
         assert response.json()["error"]["message"].startswith(f"prompt is too long: {counted} tokens > ")
+
+
+def test_a_begun_answer_goes_on(nano_server):
+    begun = [*HISTORY[:1], {"role": "assistant", "content": "The weather"}]
+    body = {"model": "k2-nano", "messages": begun, "temperature": 0}
+    counted = HTTP.post(f"{nano_server.url}/v1/messages/count_tokens", json=body).json()["input_tokens"]
+    message = HTTP.post(f"{nano_server.url}/v1/messages", json=body | {"max_tokens": 8}).json()
+    assert prompt_tokens(message["usage"]) == counted
+    openai_form = body | {"max_tokens": 8, "messages": [begun[0], begun[1] | {"partial": True}]}
+    same = HTTP.post(f"{nano_server.url}/v1/chat/completions", json=openai_form).json()
+    assert same["choices"][0]["message"]["content"] == "".join(block["text"] for block in message["content"])
+    assert same["usage"]["prompt_tokens"] == counted

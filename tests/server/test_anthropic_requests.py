@@ -60,7 +60,7 @@ WRONG: list[tuple[str, dict]] = [
     ("model", {"model": 3}),
     ("messages", {"messages": None}),
     ("messages", {"messages": []}),
-    ("messages", {"messages": [USER, assistant(text("So"))]}),
+    ("messages", {"messages": [USER, assistant(text("So"), use())]}),
     ("messages[0]", {"messages": ["Hi"]}),
     ("messages[0].role", {"messages": [{"content": "Hi"}]}),
     ("messages[0].role", {"messages": [{"role": "tool", "content": "Hi"}]}),
@@ -278,9 +278,18 @@ def test_what_is_harmless_is_ignored_and_reported():
     )  # fmt: skip
 
 
+def test_a_last_message_of_the_assistant_is_the_beginning_of_its_answer():
+    begun = {"role": "assistant", "content": "It is"}
+    assert [m.partial for m in read(messages=[begun, USER, begun]).chat_request().messages] == [False, False, True]
+    format = {"format": {"type": "json_schema", "schema": SCHEMA}}
+    with pytest.raises(RequestError, match="response format"):
+        read(messages=[USER, begun], output_config=format).chat_request()
+
+
 def test_counting_takes_any_history():
     body = read_count_tokens({"messages": [USER, assistant(text("So"))], "tools": [tool()], "model": "m"})
     assert [message.role for message in body.messages] == ["user", "assistant"]
+    assert body.messages == read(messages=[USER, assistant(text("So"))]).messages
     assert [t.name for t in body.tools] == ["f"] and body.model == "m"
 
 

@@ -55,7 +55,11 @@ WRONG: list[tuple[str | None, dict]] = [
     ("messages[1].tool_calls[0].function", {"messages": [USER, assistant({"id": "a", "type": "function"})]}),
     ("messages[1].tool_calls[0].function.arguments", {"messages": [USER, assistant(call(arguments=3))]}),
     ("messages[1].tool_calls[0].type", {"messages": [USER, assistant({"id": "a", "type": "custom"})]}),
-    ("messages[1].partial", {"messages": [USER, assistant(partial=True)]}),
+    ("messages[1].partial", {"messages": [USER, assistant(partial="yes")]}),
+    ("messages[1].partial", {"messages": [USER, assistant(partial=True, content="So"), USER]}),
+    ("messages[1].partial", {"messages": [USER, assistant(call(), partial=True)]}),
+    ("messages[1].partial", {
+        "messages": [USER, assistant(partial=True, content="{")], "response_format": {"type": "json_object"}}),
     ("tools", {"tools": {}}),
     ("tools[0]", {"tools": ["f"]}),
     ("tools[0].type", {"tools": [{"name": "f"}]}),
@@ -111,10 +115,17 @@ WRONG: list[tuple[str | None, dict]] = [
 @pytest.mark.parametrize(("param", "body"), WRONG, ids=[f"{param}-{i}" for i, (param, _) in enumerate(WRONG)])
 def test_a_wrong_field_is_a_400_that_names_it(param, body):
     with pytest.raises(RequestError) as error:
-        read(**body)
+        read(**body).choice_requests()
     assert error.value.http_status == 400
     assert error.value.param == param
     assert param in str(error.value) or param == "tool_choice"
+
+
+def test_the_last_message_may_be_the_beginning_of_the_answer():
+    body = read(messages=[USER, assistant(content="So far", name="Ann", partial=True)])
+    last = body.choice_requests()[0].messages[-1]
+    assert (last.text, last.name, last.partial) == ("So far", "Ann", True)
+    assert not read(messages=[USER, assistant(content="So far")]).messages[-1].partial
 
 
 def test_messages_become_ours():

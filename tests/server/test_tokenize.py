@@ -81,6 +81,13 @@ def test_messages_are_the_prompt_of_a_chat_completion(
     assert text.endswith("<|im_assistant|>assistant<|im_middle|>") is opened
 
 
+def test_a_partial_message_is_left_open(server: RunningServer) -> None:
+    begun = {"role": "assistant", "content": "It is", "partial": True}
+    answer = post(server, "/tokenize", {"messages": [USER, begun]}).json()
+    text = post(server, "/detokenize", {"tokens": answer["tokens"]}).json()["prompt"]
+    assert text.endswith("<|im_assistant|>assistant<|im_middle|>It is")
+
+
 @pytest.mark.parametrize(
     ("path", "param", "body"),
     [

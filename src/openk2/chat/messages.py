@@ -60,6 +60,8 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     """On a `tool` message: the id of the call that this is the result of."""
+    partial: bool = False
+    """On the last message, one of the assistant's: its text is the beginning of the answer, which goes on."""
 
     @property
     def text(self) -> str:

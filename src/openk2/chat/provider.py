@@ -9,6 +9,7 @@ from typing import Protocol
 from openk2.chat.events import ChatEvent
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.config.sampling import SamplingParams
+from openk2.errors import RequestError
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,22 @@ class ChatRequest:
     """Hold tool calls to the declared names and schemas while they are sampled, where the provider can."""
     response_format: ResponseFormat | None = None
     """None: free text."""
+
+    def __post_init__(self) -> None:
+        """Raises RequestError for a partial message that no answer can go on from."""
+        for i, message in enumerate(self.messages):
+            if not message.partial:
+                continue
+            path = f"messages[{i}].partial"
+
+            def check(ok: bool, rule: str, path: str = path) -> None:
+                if not ok:
+                    raise RequestError(f"Invalid value for '{path}': {rule}.", param=path)
+
+            check(message.role == "assistant", "only an assistant message can be continued")
+            check(i == len(self.messages) - 1, "only the last message can be continued")
+            check(not message.tool_calls, "a message that calls tools cannot be continued")
+            check(self.response_format is None, "a response format holds for whole answers; leave one of the two out")
 
 
 class ChatProvider(Protocol):

@@ -82,6 +82,8 @@ class ChatTemplate:
     ) -> list[int]:
         """Ids of the prompt. Call ids of the history are made canonical first.
 
+        A last message that is partial stays open at its end; `add_generation_prompt` then says nothing.
+
         Raises RequestError for a tool result of no call, TemplateError when the template refuses the messages.
         """
         rendered = self._render(messages, tools, add_generation_prompt)
@@ -105,21 +107,34 @@ class ChatTemplate:
 
     def _render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], add_generation_prompt: bool) -> str:
         nonces = self._nonces
+        is_partial = bool(messages) and messages[-1].partial
         variables = {
             "messages": [nonces.protect(_message_object(message)) for message in canonicalize(messages)],
             "tools": [nonces.protect(sort_keys(tool.declaration)) for tool in tools] or None,
-            "add_generation_prompt": add_generation_prompt,
+            "add_generation_prompt": add_generation_prompt and not is_partial,
             "bos_token": self.tokenizer.encoding.decode([self.tokenizer.bos_id]),
             "eos_token": self.tokenizer.encoding.decode([self.tokenizer.eos_id]),
         }
         try:
-            return self._template.render(variables)
+            rendered = self._template.render(variables)
         except TemplateError as error:
             raise TemplateError(nonces.restore(str(error)), param="messages") from None
         except Exception as error:  # a template is a program: whatever it trips over is a fault of it or of the request
             raise TemplateError(
                 f"The chat template cannot render this conversation: {nonces.restore(str(error))}", param="messages"
             ) from None
+        return self._left_open(rendered) if is_partial else rendered
+
+    def _left_open(self, rendered: str) -> str:
+        """Without the end of the last turn."""
+        controls = list(self._control_token.finditer(rendered))
+        end = controls[-1] if controls else None
+        if end is None or self.tokenizer.specials[end[0]] != self.tokenizer.im_end_id or rendered[end.end() :].strip():
+            raise TemplateError(
+                "The chat template does not close the last turn with the end-of-turn token, so it cannot be continued.",
+                param="messages",
+            )
+        return rendered[: end.start()]
 
     def _split(self, rendered: str) -> Iterator[tuple[str, str | None]]:
         """(text before, control token) pairs; the last has no control token."""

@@ -63,4 +63,6 @@ def message_json(message: Message) -> dict[str, Any]:
         ]
     if message.tool_call_id is not None:
         wire["tool_call_id"] = message.tool_call_id
+    if message.partial:
+        wire["partial"] = True
     return wire

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from openk2.chat.provider import ChatProvider
+from openk2.chat.provider import ChatProvider, ChatRequest
 from openk2.chat.template import ChatTemplate
 from openk2.errors import RequestError
 from openk2.server.body import read_json
@@ -70,10 +70,10 @@ def _tokenize(body: Fields, template: ChatTemplate) -> list[int]:
         raise RequestError("Send either 'prompt' or 'messages'.", param="prompt")
     if prompt is not None:
         return template.tokenizer.encode(prompt)
-    messages = read_messages(body)
-    tools, _ = read_tool_choice(body, read_tools(body))
+    tools, tool_choice = read_tool_choice(body, read_tools(body))
+    request = ChatRequest(read_messages(body), tools, tool_choice)
     opened = body.boolean("add_generation_prompt")
-    return template.render(messages, tools, add_generation_prompt=opened is not False)
+    return template.render(request.messages, request.tools, add_generation_prompt=opened is not False)
 
 
 def _template(provider: ChatProvider) -> ChatTemplate:

@@ -6,7 +6,7 @@ and reported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
@@ -59,12 +59,8 @@ def read_messages_request(body: object) -> MessagesRequest:
     )
     stream = fields.boolean("stream") or False
     request = _read(fields, sampling, stream)
-    if request.messages[-1].role == "assistant":
-        raise RequestError(
-            "The last message is the assistant's: continuing a given answer is not supported by this server yet; "
-            "end with a user message.",
-            param="messages",
-        )
+    if request.messages[-1].tool_calls:
+        raise RequestError("The last message calls tools: their results must follow.", param="messages")
     return request
 
 
@@ -76,7 +72,7 @@ def read_count_tokens(body: object) -> MessagesRequest:
 def _read(fields: Fields, sampling: SamplingParams, stream: bool) -> MessagesRequest:
     model = fields.string("model")
     conversation = ConversationReader()
-    messages = conversation.read(fields)
+    messages = _left_open(conversation.read(fields))
     tools, ignored_tools = read_tools(fields)
     tool_choice = read_tool_choice(fields, tools)
     response_format = _read_output_format(fields)
@@ -91,6 +87,14 @@ def _read(fields: Fields, sampling: SamplingParams, stream: bool) -> MessagesReq
         stream=stream,
         ignored=tuple(ignored),
     )
+
+
+def _left_open(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """A last message of the assistant is the beginning of its answer."""
+    last = messages[-1]
+    if last.role != "assistant" or last.tool_calls:
+        return messages
+    return (*messages[:-1], replace(last, partial=True))
 
 
 def _read_temperature(fields: Fields) -> float | None:

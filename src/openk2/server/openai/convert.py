@@ -50,11 +50,12 @@ def _read_message(fields: Fields) -> Message:
         return Message(role, content, name, tool_call_id=fields.required_string("tool_call_id"))
     if role != "assistant":
         return Message(role, content, name)
-    fields.reject("partial", "(continuing a given answer) is not supported by this server yet", harmless=(False,))
+    partial = fields.boolean("partial") or False
     fields.reject("function_call", "is OpenAI's retired form and is not supported; use 'tool_calls'")
     calls = fields.array("tool_calls") or []
     path = fields.at("tool_calls")
-    return Message(role, content, name, tuple(_read_call(Fields(call, f"{path}[{i}]")) for i, call in enumerate(calls)))
+    read = tuple(_read_call(Fields(call, f"{path}[{i}]")) for i, call in enumerate(calls))
+    return Message(role, content, name, read, partial=partial)
 
 
 def _read_content(fields: Fields) -> Content:
