@@ -32,7 +32,7 @@ TABLE: dict[str, set[str]] = {
     "client": {"chat", "tokenizer"},
     "server": {"llm", "client", "chat", "tokenizer"},
     "agent": {"chat"},
-    "evals": {"chat", "agent"},
+    "evals": {"chat", "agent", "client"},
     "training": {
         *("models", "ops", "quant", "parallel", "checkpoint"),
         *("tokenizer", "chat", "evals", "engine"),

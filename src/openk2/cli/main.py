@@ -23,6 +23,8 @@ VERBS = {
     "agent": "Carry out a task with tools.",
     "train": "Train a model from a recipe, with MuonClip.",
     "eval": "Measure how good a model is.",
+    "verify": "Check whether a deployment is faithful: its tool calls above all.",
+    "compare": "Compare the records of two verifications.",
     "inspect": "Show what is in a model.",
     "connect": "Point a coding client or editor at this server.",
     "bench": "Measure speed beside this machine's limits.",

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import ssl
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -22,6 +23,7 @@ from openk2.client.failures import error_for
 from openk2.client.reply import ReplyReader
 from openk2.client.request import request_body
 from openk2.client.sse import event_data
+from openk2.client.wire import WireAnswer, read_answer
 from openk2.errors import ModelNotFoundError, OverloadedError, ProviderError, RequestError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -74,16 +76,15 @@ class RemoteProvider:
     def model(self) -> str:
         """The model's name; when it was not given, the first use asks the endpoint and may raise as `stream` does."""
         if self._model is None:
-            listed = self._listing()
-            if not listed:
+            if not self._listing:
                 raise ModelNotFoundError(f"{self._base_url} lists no model; give its name", param="model")
-            self._model = str(listed[0]["id"])
+            self._model = str(self._listing[0]["id"])
         return self._model
 
     @property
     def max_model_len(self) -> int | None:
-        """Tokens of the model's window, where the endpoint tells; asks it on every use, and may raise as `model`."""
-        for entry in self._listing():
+        """Tokens of the model's window, where the endpoint tells; the first use may ask it, as `model` does."""
+        for entry in self._listing:
             if entry["id"] == self.model:
                 found = entry.get("max_model_len") or entry.get("context_length") or entry.get("context_window")
                 return found if isinstance(found, int) else None
@@ -115,6 +116,21 @@ class RemoteProvider:
             for event in reader.finish(done_seen=done_seen):
                 yield event
 
+    async def exchange(self, path: str, body: dict[str, Any]) -> WireAnswer:
+        """POST `body` to `path`, such as `/chat/completions`, once; the answer comes back unread, whatever its status.
+
+        Raises ProviderError when the endpoint cannot be reached, OverloadedError when it does not answer in time.
+        """
+        started = time.perf_counter()
+        async with httpx2.AsyncClient(
+            timeout=self._timeout, headers=self._headers, verify=self._tls, trust_env=self._uses_proxies
+        ) as client:
+            try:
+                async with client.stream("POST", self._base_url + path, json=body) as response:
+                    return await read_answer(response, started)
+            except httpx2.TransportError as error:
+                raise self._failure(error) from None
+
     @asynccontextmanager
     async def _open(self, path: str, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
         """An answer with status 200, after retries."""
@@ -145,8 +161,9 @@ class RemoteProvider:
                     raise error_for(response.status_code, response.text, url=url)
                 await asyncio.sleep(pause)
 
+    @cached_property
     def _listing(self) -> list[dict[str, Any]]:
-        """The entries of `/models`; empty when the endpoint lists none in a form we know."""
+        """The entries of `/models`, asked for once; empty when the endpoint lists none in a form we know."""
         url = f"{self._base_url}/models"
         try:
             with httpx2.Client(
