@@ -37,6 +37,9 @@ def command(
     api_key_file: Path | None = typer.Option(
         None, help="File of accepted API keys, one a line; the variable OPENK2_API_KEY adds one."
     ),
+    response_store: Path | None = typer.Option(
+        None, help="SQLite file that keeps the responses of /v1/responses; default: in memory, until the server stops."
+    ),
     enable_auto_tool_choice: bool = typer.Option(False, help="Accepted; tool calls are always on."),
     tool_call_parser: str | None = typer.Option(None, help="Accepted; the model's own format is always parsed."),
     trust_remote_code: bool = typer.Option(False, help="Accepted; no code of a checkpoint is ever run."),
@@ -61,6 +64,7 @@ def command(
         port=port,
         api_keys=read_api_keys(api_key_file),
         served_model_names=tuple(served_model_name or ()),
+        response_store=response_store,
     )
 
     def load() -> ChatProvider:

@@ -15,13 +15,17 @@ from openk2.server.guard import Guard
 from openk2.server.metrics import Metrics
 from openk2.server.model_slot import ModelSlot
 from openk2.server.openai.routes import build_router as build_openai_router
+from openk2.server.responses.routes import build_router as build_responses_router
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import dump_json
 from openk2.server.tokenize import build_router as build_tokenize_router
 
 
 def create_app(provider: ChatProvider | ModelSlot, settings: ServerSettings | None = None) -> FastAPI:
-    """The application that serves `provider`; give a `ModelSlot` to fill later and answer 503 until then."""
+    """The application that serves `provider`; give a `ModelSlot` to fill later and answer 503 until then.
+
+    Raises ConfigError when the settings' store of responses cannot be used.
+    """
     settings = settings or ServerSettings()
     if isinstance(provider, ModelSlot):
         slot = provider
@@ -46,6 +50,7 @@ def create_app(provider: ChatProvider | ModelSlot, settings: ServerSettings | No
         return Response(metrics.render(), headers={"content-type": metrics.content_type})
 
     app.include_router(build_openai_router(slot, settings, metrics))
+    app.include_router(build_responses_router(slot, settings, metrics))
     app.include_router(build_anthropic_router(slot, settings, metrics))
     app.include_router(build_tokenize_router(slot, settings))
     app.include_router(page.build_router())

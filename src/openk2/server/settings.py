@@ -33,6 +33,8 @@ class ServerSettings:
     served_model_names: tuple[str, ...] = ()
     """Names the model answers to, the first being the one it reports. Empty: its own name and the Kimi names."""
     max_body_bytes: int = 32 * 1024 * 1024
+    response_store: Path | None = None
+    """SQLite file of the responses that later requests may go on from; None keeps them in memory."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:

@@ -24,6 +24,11 @@ def data_line(value: Mapping[str, Any]) -> bytes:
     return b"data: " + dump_json(value) + b"\n\n"
 
 
+def event_line(value: Mapping[str, Any]) -> bytes:
+    """One with its `type` before it: official clients drop data that has no `event:`."""
+    return b"event: " + value["type"].encode() + b"\n" + data_line(value)
+
+
 class SseResponse(Response):
     """Writes lines as they come; closes their generator whatever happens, so that the provider can abort."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -21,7 +21,7 @@ from openk2.server.ignored import ignored_header
 from openk2.server.metrics import Metrics
 from openk2.server.model_slot import ModelSlot
 from openk2.server.settings import ServerSettings
-from openk2.server.sse import SseResponse, data_line, dump_json
+from openk2.server.sse import SseResponse, dump_json, event_line
 from openk2.server.streams import ChoiceEvent, describe_failure, first_of, marking_idle, merged, unless_disconnected
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ async def _lines(
 ) -> AsyncGenerator[bytes]:
     """The stream's lines; None in the events is a long silence. A failure ends them with an `error` event."""
     try:
-        yield _event_line(writer.begin(prompt_tokens))
+        yield event_line(writer.begin(prompt_tokens))
         for line in _lines_of(writer, first):
             yield line
         async for event in events:
@@ -99,22 +99,17 @@ async def _lines(
     except Exception as error:
         is_bug = not isinstance(error, OpenK2Error)
         logger.error("a stream broke off: %s", error, exc_info=error if is_bug else None)
-        yield _event_line(error_event(describe_failure(error), request_id))
+        yield event_line(error_event(describe_failure(error), request_id))
     finally:
         await events.aclose()
 
 
 def _lines_of(writer: EventWriter, choice_event: ChoiceEvent | None) -> Iterator[bytes]:
     if choice_event is None:
-        yield _event_line(PING)
+        yield event_line(PING)
         return
     for event in writer.events(choice_event[1]):
-        yield _event_line(event)
-
-
-def _event_line(event: Mapping[str, Any]) -> bytes:
-    """Official clients drop data that has no `event:` before it."""
-    return b"event: " + event["type"].encode() + b"\n" + data_line(event)
+        yield event_line(event)
 
 
 def _request_id(request: Request) -> str:

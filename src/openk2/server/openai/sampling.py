@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from openk2.config.sampling import SamplingParams
@@ -11,17 +12,18 @@ from openk2.server.fields import MAX_STOP_STRINGS, Fields, wrong_type, wrong_val
 MAX_CHOICES = 8
 
 
-def read_sampling(fields: Fields) -> SamplingParams:
-    """Raises RequestError naming the field, also for settings that cannot be honoured and would change the answer."""
+def read_sampling(fields: Fields, limits: Sequence[str] = ("max_completion_tokens", "max_tokens")) -> SamplingParams:
+    """`limits`: names of the most tokens to generate, the first one given counts.
+
+    Raises RequestError naming the field, also for settings that cannot be honoured and would change the answer."""
     for key in ("frequency_penalty", "presence_penalty"):
         fields.reject(key, "is not supported by this server; leave it out or send 0", harmless=(0,))
     fields.reject("repetition_penalty", "is not supported by this server; leave it out or send 1", harmless=(1,))
     fields.reject("min_tokens", "is not supported by this server; leave it out or send 0", harmless=(0,))
     fields.reject("logit_bias", "is not supported by this server; leave it out", harmless=({},))
-    limit_name = "max_tokens" if fields.get("max_completion_tokens") is None else "max_completion_tokens"
-    fields.get("max_tokens")  # overruled by max_completion_tokens when both are given
+    given = [name for name in limits if fields.get(name) is not None]
     return SamplingParams(
-        max_tokens=fields.integer(limit_name, 1),
+        max_tokens=fields.integer(given[0], 1) if given else None,
         temperature=_number_between(fields, "temperature", 0, 2),
         top_p=_number_between(fields, "top_p", 0, 1, above_minimum=True),
         top_k=_read_top_k(fields),

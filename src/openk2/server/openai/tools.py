@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from openk2.chat.messages import ToolChoice, ToolChoiceMode, ToolSpec
 from openk2.errors import RequestError
@@ -25,12 +26,7 @@ def read_tools(fields: Fields) -> tuple[ToolSpec, ...]:
             raise wrong_value(tool.at("type"), f"only function tools are supported, not {kind!r}")
         function = tool.required_object("function")
         name = function.required_string("name")
-        if not _NAME.fullmatch(name):
-            raise wrong_value(
-                function.at("name"), f"1 to 64 letters, digits, underscores, dots or dashes, not {name!r}"
-            )
-        if name in names:
-            raise wrong_value(function.at("name"), f"two tools are named {name!r}")
+        check_tool_name(name, function.at("name"), names)
         names.add(name)
         function.string("description")
         function.boolean("strict")
@@ -38,6 +34,14 @@ def read_tools(fields: Fields) -> tuple[ToolSpec, ...]:
         check_schema(function.get("parameters"), function.at("parameters"))
         tools.append(ToolSpec(value))
     return tuple(tools)
+
+
+def check_tool_name(name: str, path: str, others: Collection[str]) -> None:
+    """Raises RequestError for one that cannot stand in a call, or that another tool has."""
+    if not _NAME.fullmatch(name):
+        raise wrong_value(path, f"1 to 64 letters, digits, underscores, dots or dashes, not {name!r}")
+    if name in others:
+        raise wrong_value(path, f"two tools are named {name!r}")
 
 
 def read_tool_choice(fields: Fields, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
@@ -50,7 +54,7 @@ def read_tool_choice(fields: Fields, tools: tuple[ToolSpec, ...]) -> tuple[tuple
     value = fields.get("tool_choice")
     path = fields.at("tool_choice")
     if value is None or isinstance(value, str):
-        mode = _read_mode(value or "auto", path, tools)
+        mode = read_mode(value or "auto", path, tools)
         return tools, ToolChoice(mode, parallel=parallel)
     if not isinstance(value, dict):
         raise wrong_type(path, "a string or an object", value)
@@ -58,7 +62,7 @@ def read_tool_choice(fields: Fields, tools: tuple[ToolSpec, ...]) -> tuple[tuple
     kind = choice.required_string("type")
     if kind == "function":
         name = choice.required_object("function").required_string("name")
-        _require_declared(name, f"{path}.function.name", tools)
+        require_declared(name, f"{path}.function.name", tools)
         return tools, ToolChoice("required", name, parallel)
     if kind == "allowed_tools":
         allowed = choice.required_object("allowed_tools")
@@ -66,15 +70,16 @@ def read_tool_choice(fields: Fields, tools: tuple[ToolSpec, ...]) -> tuple[tuple
         for i, entry in enumerate(allowed.array("tools") or []):
             function = Fields(entry, f"{allowed.at('tools')}[{i}]").required_object("function")
             name = function.required_string("name")
-            _require_declared(name, function.at("name"), tools)
+            require_declared(name, function.at("name"), tools)
             names.add(name)
         tools = tuple(tool for tool in tools if tool.name in names)
-        mode = _read_mode(allowed.string("mode") or "auto", allowed.at("mode"), tools)
+        mode = read_mode(allowed.string("mode") or "auto", allowed.at("mode"), tools)
         return tools, ToolChoice(mode, parallel=parallel)
     raise wrong_value(f"{path}.type", f"it must be 'function' or 'allowed_tools', not {kind!r}")
 
 
-def _read_mode(value: str, path: str, tools: tuple[ToolSpec, ...]) -> ToolChoiceMode:
+def read_mode(value: str, path: str, tools: tuple[ToolSpec, ...]) -> ToolChoiceMode:
+    """Raises RequestError for an unknown mode, and where a call is required and no tool declared."""
     mode = _MODES.get(value)
     if mode is None:
         raise wrong_value(path, f"it must be 'auto', 'none', 'required' or an object that names a tool, not {value!r}")
@@ -83,6 +88,7 @@ def _read_mode(value: str, path: str, tools: tuple[ToolSpec, ...]) -> ToolChoice
     return mode
 
 
-def _require_declared(name: str, path: str, tools: tuple[ToolSpec, ...]) -> None:
+def require_declared(name: str, path: str, tools: tuple[ToolSpec, ...]) -> None:
+    """Raises RequestError for a name that no tool has."""
     if all(tool.name != name for tool in tools):
         raise wrong_value(path, f"'tools' declares no tool named {name!r}")
