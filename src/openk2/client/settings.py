@@ -79,7 +79,7 @@ class Client:
 
 
 def find_client(name: str) -> Client:
-    """The client of that name. Raises ConfigError: it is unknown, or speaks an API that the server lacks."""
+    """The client of that name. Raises ConfigError: it is unknown, or not to be set up from here."""
     if name in UNSERVED:
         raise ConfigError(UNSERVED[name], param="client")
     if name not in CLIENTS:
@@ -252,6 +252,7 @@ CLIENTS = {
 # https://dev.to/aihubmix/codex-configtoml-a-working-setup-and-what-each-error-means-2ghj (Codex 0.162.1): `wire_api` of
 # a provider has one accepted value, "responses".
 UNSERVED = {
-    "codex": "codex speaks only the responses API (/v1/responses), which this server does not have yet",
+    "codex": "codex keeps its settings as TOML, which cannot be written here yet: in ~/.codex/config.toml, give a "
+    'model provider the server\'s base_url, ending in /v1, and wire_api = "responses"',
 }
 """Clients that cannot be connected, and why."""
