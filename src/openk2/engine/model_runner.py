@@ -14,7 +14,6 @@ from openk2.engine.kv_cache import LatentCache
 from openk2.engine.request import RequestState
 from openk2.engine.scheduler import Chunk
 from openk2.models import ForwardBatch, K2Model, PagedBatch
-from openk2.ops.single_rows import single_rows
 
 
 class ModelRunner:
@@ -42,8 +41,7 @@ class ModelRunner:
         if prompts:
             rows |= self._pass(prompts, generated=False)
         if answers:
-            with single_rows():
-                rows |= self._pass(answers, generated=True)
+            rows |= self._pass(answers, generated=True)
         sampled = [rows[chunk.request] for chunk in chunks if chunk.samples]
         return torch.stack(sampled) if sampled else torch.empty(0, self.model.config.vocab_size, device=self.device)
 
@@ -56,7 +54,8 @@ class ModelRunner:
         last = {chunk.request: end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples}
         if not last:
             return {}
-        logits = self.model.compute_logits(hidden[torch.tensor(list(last.values()), device=self.device)])
+        rows = hidden[torch.tensor(list(last.values()), device=self.device)]
+        logits = self.model.compute_logits(rows, per_row=generated)
         return dict(zip(last, logits.unbind(0), strict=True))
 
     def _batch(self, chunks: Sequence[Chunk], generated: bool) -> ForwardBatch:
@@ -83,5 +82,6 @@ class ModelRunner:
         return ForwardBatch(
             positions=torch.tensor(positions, device=self.device),
             paged=paged,
+            per_row=generated,
             topk=torch.tensor(budget, device=self.device) if reduced else None,
         )

@@ -34,10 +34,13 @@ class MLAttention(nn.Module):
         self, x: Tensor, batch: ForwardBatch, rotary: tuple[Tensor, Tensor], kv_cache: Tensor | None = None
     ) -> Tensor:
         """x: (T, hidden); rotary: cos and sin of the tokens' positions; kv_cache: (blocks, block_size, latent_dim)."""
-        c = self.config
-        q = self.q_proj(x) if c.q_lora_rank is None else self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x)))
+        c, per_row = self.config, batch.per_row
+        if c.q_lora_rank is None:
+            q = self.q_proj(x, per_row)
+        else:
+            q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x, per_row)), per_row)
         q_nope, q_pe = q.unflatten(-1, (c.num_attention_heads, -1)).split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
-        latent, k_pe = self.kv_a_proj_with_mqa(x).split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
+        latent, k_pe = self.kv_a_proj_with_mqa(x, per_row).split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
         latent = self.kv_a_layernorm(latent.contiguous())
         q_pe, k_pe = ops.apply_rotary(q_pe, *rotary), ops.apply_rotary(k_pe, *rotary)
         if batch.paged is None:
@@ -57,11 +60,11 @@ class MLAttention(nn.Module):
                 generated_T=batch.paged.generated,
                 softmax_scale=c.softmax_scale,
             )
-        return self.o_proj(out.flatten(1))
+        return self.o_proj(out.flatten(1), per_row)
 
     def _attend_packed(self, q_nope: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, batch: ForwardBatch) -> Tensor:
         c = self.config
-        kv = self.kv_b_proj(latent).unflatten(-1, (c.num_attention_heads, -1))
+        kv = self.kv_b_proj(latent, batch.per_row).unflatten(-1, (c.num_attention_heads, -1))
         k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], -1)
         query = torch.cat((q_nope, q_pe), -1)
         key = torch.cat((k_nope, k_pe[:, None].expand(-1, c.num_attention_heads, -1)), -1)

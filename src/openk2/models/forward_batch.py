@@ -38,6 +38,8 @@ class ForwardBatch:
     cu_seqlens: tuple[int, ...] = ()
     """Borders of the packed sequences, from 0 to T."""
     paged: PagedBatch | None = None
+    per_row: bool = False
+    """Compute each token's matrix products by themselves (`ops.single_rows`): for tokens that were all generated."""
     topk: Tensor | None = None
     """(T,) int64 expert budget of each token; None is the trained one."""
     max_logits: Tensor | None = None

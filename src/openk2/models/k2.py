@@ -34,8 +34,7 @@ class DecoderLayer(nn.Module):
 
     def forward(self, h: Tensor, batch: ForwardBatch, rotary: tuple[Tensor, Tensor], kv_cache: Tensor | None) -> Tensor:
         h = h + self.self_attn(self.input_layernorm(h), batch, rotary, kv_cache)
-        x = self.post_attention_layernorm(h)
-        return h + (self.mlp(x, batch) if isinstance(self.mlp, MoE) else self.mlp(x))
+        return h + self.mlp(self.post_attention_layernorm(h), batch)
 
 
 class Backbone(nn.Module):
@@ -76,9 +75,9 @@ class K2Model(nn.Module):
         """Hidden states (T, hidden) of T packed tokens; `kv_cache` holds one paged tensor per layer."""
         return self.model(input_ids, batch, kv_cache)
 
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """(T, hidden) to (T, vocab), float32."""
-        return self.lm_head(hidden).float()
+    def compute_logits(self, hidden: Tensor, *, per_row: bool = False) -> Tensor:
+        """(T, hidden) to (T, vocab), float32; `per_row` as in the batch that the hidden states are from."""
+        return self.lm_head(hidden, per_row).float()
 
     @property
     def decoder_layers(self) -> list[DecoderLayer]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from openk2 import ops
+from openk2.models.forward_batch import ForwardBatch
 
 
 class Linear(nn.Module):
@@ -15,8 +16,8 @@ class Linear(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return ops.linear(x, self.weight)
+    def forward(self, x: Tensor, per_row: bool = False) -> Tensor:
+        return ops.linear(x, self.weight, per_row=per_row)
 
 
 class RMSNorm(nn.Module):
@@ -38,5 +39,6 @@ class MLP(nn.Module):
         self.up_proj = Linear(hidden_size, intermediate_size)
         self.down_proj = Linear(intermediate_size, hidden_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(ops.silu_mul(self.gate_proj(x), self.up_proj(x)))
+    def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
+        hidden = ops.silu_mul(self.gate_proj(x, batch.per_row), self.up_proj(x, batch.per_row))
+        return self.down_proj(hidden, batch.per_row)

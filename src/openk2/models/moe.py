@@ -26,11 +26,11 @@ class MoEGate(nn.Module):
             bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
             self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
 
-    def forward(self, x: Tensor, budget: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
         """Each token's experts (T, K) and their weights, float32."""
         c = self.config
         return ops.route(
-            ops.linear(x.float(), self.weight.float()),
+            ops.linear(x.float(), self.weight.float(), per_row=batch.per_row),
             self.e_score_correction_bias,
             topk=c.num_experts_per_tok,
             scoring_func=c.scoring_func,
@@ -39,7 +39,7 @@ class MoEGate(nn.Module):
             topk_group=c.topk_group,
             norm_topk_prob=c.norm_topk_prob,
             routed_scaling_factor=c.routed_scaling_factor,
-            budget_T=budget,
+            budget_T=batch.topk,
         )
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
@@ -71,8 +71,9 @@ class RoutedExperts(nn.Module):
             yield f"{expert}.up_proj.weight", self.gate_up_proj.data[expert, self.width :]
             yield f"{expert}.down_proj.weight", self.down_proj.data[expert]
 
-    def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor) -> Tensor:
-        return ops.moe_experts(x, topk_ids, topk_weights, self.gate_up_proj, self.down_proj)
+    def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, batch: ForwardBatch) -> Tensor:
+        gate_up, down = self.gate_up_proj, self.down_proj
+        return ops.moe_experts(x, topk_ids, topk_weights, gate_up, down, per_row=batch.per_row)
 
 
 class MoE(nn.Module):
@@ -88,9 +89,9 @@ class MoE(nn.Module):
             self.shared_experts = MLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        topk_ids, topk_weights = self.gate(x, batch.topk)
+        topk_ids, topk_weights = self.gate(x, batch)
         if batch.expert_load is not None:
             ones = torch.ones(topk_ids.numel(), device=x.device)
             batch.expert_load[self.layer].scatter_add_(0, topk_ids.flatten(), ones)
-        y = self.experts(x, topk_ids, topk_weights)
-        return y if self.shared_experts is None else y + self.shared_experts(x)
+        y = self.experts(x, topk_ids, topk_weights, batch)
+        return y if self.shared_experts is None else y + self.shared_experts(x, batch)

@@ -66,11 +66,11 @@ def causal_attention(
     return reference.causal_attention(q_THD, k_THD, v_THV, cu_seqlens, softmax_scale)
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """See `reference.linear`."""
+def linear(x: Tensor, weight: Tensor, *, per_row: bool = False) -> Tensor:
+    """See `reference.linear`. `per_row`: in the form that generated tokens take on a CPU, without a gradient."""
     if _needs_grad(x, weight):
         return reference.linear(x, weight)
-    if x.is_cpu and single_rows.active():
+    if per_row and x.is_cpu:
         return single_rows.linear(x, weight)
     return row_tiles.linear(x, weight)
 
@@ -112,11 +112,17 @@ def route(
 
 
 def moe_experts(
-    x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
+    x_TD: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    gate_up_proj: Tensor,
+    down_proj: Tensor,
+    *,
+    per_row: bool = False,
 ) -> Tensor:
-    """See `reference.moe_experts`."""
+    """See `reference.moe_experts`; `per_row` as in `linear`, for experts large enough."""
     if x_TD.is_cpu and not _needs_grad(x_TD, topk_weights, gate_up_proj, down_proj):
-        if single_rows.active() and single_rows.takes_experts(gate_up_proj):
+        if per_row and single_rows.takes_experts(gate_up_proj):
             return single_rows.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
         return row_experts.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
     if x_TD.dtype in (torch.float32, torch.bfloat16):

@@ -1,15 +1,11 @@
 """Linear layers and experts as one product per row: the form that generated tokens take on a CPU.
 
 With a single row a library reads the matrix once and multiplies as it goes, many times faster than a padded tile, but
-sums in another order. So the form must follow the token's class, as attention's does: the engine computes generated
-tokens inside `single_rows()`, prompts outside.
+sums in another order. So the form must follow the token's class, as attention's does: the engine asks for it in the
+passes of generated tokens (`ForwardBatch.per_row`), never in those of prompts.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -21,23 +17,8 @@ BATCHES = (8, 4, 2)
 SMALL_EXPERT_BYTES = 256 << 10
 """Up to here an expert's matrices are cheaper in tiles, of which one call computes many."""
 
-_ACTIVE = ContextVar("openk2_single_rows", default=False)
 _PROVEN: dict[tuple[torch.Size, torch.dtype, int], tuple[int, ...]] = {}
 """Batches that agree with single rows on this machine, by (shape, dtype, threads), as in `row_tiles`."""
-
-
-@contextmanager
-def single_rows() -> Iterator[None]:
-    """Inside, linear layers and large experts compute each row by a product of its own."""
-    token = _ACTIVE.set(True)
-    try:
-        yield
-    finally:
-        _ACTIVE.reset(token)
-
-
-def active() -> bool:
-    return _ACTIVE.get()
 
 
 def takes_experts(gate_up_proj: Tensor) -> bool:
