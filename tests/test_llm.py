@@ -292,6 +292,16 @@ def test_the_checkpoint_answers_greedily_and_alike(llm: LLM) -> None:
     assert llm.model == "tiny-k2" and llm.is_alive and len(llm.fingerprint) == 16
 
 
+def test_asking_for_logprobs_changes_nothing(llm: LLM) -> None:
+    sampling = SamplingParams(temperature=1, seed=5, max_tokens=40, ignore_eos=True)
+    plain = llm.chat(HELLO, sampling=sampling)
+    asked = llm.chat(HELLO, sampling=replace(sampling, logprobs=3))
+    assert plain.message == asked.message and not plain.logprobs
+    assert b"".join(token.bytes for token in asked.logprobs).decode("utf-8", "replace") == asked.message.text
+    for token in asked.logprobs:
+        assert len(token.top) == 3 and token.logprob <= token.top[0].logprob < 0
+
+
 def test_random_weights_under_the_grammar_make_a_valid_call(llm: LLM) -> None:
     completion = llm.chat(HELLO, tools=[SEARCH], tool_choice=ToolChoice("required", parallel=False))
     assert completion.finish_reason == "tool_calls"

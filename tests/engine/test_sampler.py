@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from openk2.config import SamplingParams
-from openk2.engine.request import RequestState
-from openk2.engine.sampler import Failure, sample, uniform
+from openk2.engine.request import RequestState, TokenLogprobs
+from openk2.engine.sampler import Failure, logprobs, sample, uniform
 
 LOGITS = torch.tensor([1.0, 3.0, 2.0, -1.0, 0.0])
 
@@ -55,6 +55,48 @@ def test_frequencies(sampling: dict[str, object], temperature: float, kept: list
     assert set(np.flatnonzero(observed)) <= set(kept)
     error = 5 * np.sqrt(expected * (1 - expected) / count)
     assert (np.abs(observed - expected) <= error).all()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "token"),
+    [
+        ({}, 1),
+        ({"frequency_penalty": 0.45}, 1),  # 3 - 2 * 0.45 = 2.1
+        ({"frequency_penalty": 0.55}, 2),  # 1.9
+        ({"presence_penalty": 0.95}, 1),  # 2.05, however often
+        ({"presence_penalty": 1.05}, 2),
+        ({"frequency_penalty": 0.3, "presence_penalty": 0.45}, 2),  # 1.95
+        ({"frequency_penalty": -2, "presence_penalty": -2}, 1),
+        ({"repetition_penalty": 1.45}, 1),  # 3 / 1.45 = 2.07, and 2 for token 2, which stands nowhere
+        ({"repetition_penalty": 1.55}, 2),
+    ],
+)
+def test_penalties(sampling: dict[str, float], token: int) -> None:
+    """Token 1 stands twice in the answer, 0 in the prompt. A request beside it without penalties feels nothing."""
+    said = RequestState("r", [0, 1, 1], 1, 100, SamplingParams(temperature=0, **sampling), 0, frozenset(), None)
+    assert sample(LOGITS.repeat(2, 1), [said, request(temperature=0)]) == [token, 1]
+
+
+def test_repetition_counts_the_prompt_and_makes_negative_logits_smaller() -> None:
+    said = RequestState("r", [0, 3], 2, 100, SamplingParams(temperature=0, repetition_penalty=2), 0, frozenset(), None)
+    logits = torch.tensor([[3.0, -9.0, 1.4, -0.5, -9.0]])
+    assert sample(logits, [said]) == [0]  # 1.5 > 1.4
+    logits = torch.tensor([[-1.0, -9.0, -1.4, -0.9, -9.0]])
+    assert sample(logits, [said]) == [2]  # -2, -1.4, -1.8
+
+
+def test_logprobs_are_those_of_the_logits() -> None:
+    weights = [math.exp(value) for value in LOGITS.tolist()]
+    expected = [math.log(weight / sum(weights)) for weight in weights]
+    logits = LOGITS.repeat(1, 1)
+    sample(logits, [request(frequency_penalty=2, answered=3, temperature=0.2)])
+    told = logprobs(logits[0], 3, 2)
+    assert told.logprob == pytest.approx(expected[3])
+    assert [token for token, _ in told.top] == [1, 2]
+    assert [value for _, value in told.top] == pytest.approx([expected[1], expected[2]])
+    masked = torch.tensor([0.0, -torch.inf, 0.0, -torch.inf, -torch.inf])
+    assert logprobs(masked, 2, 5) == TokenLogprobs(math.log(0.5), ((0, math.log(0.5)), (2, math.log(0.5))))
+    assert logprobs(masked, 2, 0).top == ()
 
 
 def test_greedy_takes_the_first_of_equals() -> None:

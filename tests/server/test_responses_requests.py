@@ -138,7 +138,15 @@ def test_items_become_messages() -> None:
 
 def test_a_request_is_that_of_a_chat_completion() -> None:
     """The same settings, tools and format in both spellings give the same request, and so the same prompt."""
-    settings = {"temperature": 0.3, "top_p": 0.9, "top_k": 5, "seed": 3, "stop": ["\n"], "parallel_tool_calls": False}
+    settings = {
+        "temperature": 0.3,
+        "top_p": 0.9,
+        "top_k": 5,
+        "seed": 3,
+        "stop": ["\n"],
+        "parallel_tool_calls": False,
+        "presence_penalty": 1,
+    }
     function = {"name": "f", "description": "Do f.", "parameters": SCHEMA}
     chat = read_chat_completion(
         {
@@ -147,6 +155,7 @@ def test_a_request_is_that_of_a_chat_completion() -> None:
             "tool_choice": {"type": "function", "function": {"name": "f"}},
             "response_format": {"type": "json_schema", "json_schema": {"name": "city", "schema": SCHEMA}},
             "max_tokens": 9,
+            "logprobs": True,
         }
         | settings
     )
@@ -155,6 +164,7 @@ def test_a_request_is_that_of_a_chat_completion() -> None:
         tool_choice={"type": "function", "name": "f"},
         text={"format": {"type": "json_schema", "name": "city", "schema": SCHEMA, "strict": True}},
         max_output_tokens=9,
+        include=["message.output_text.logprobs"],
         **settings,
     )
     assert [body.chat] == chat.choice_requests()
@@ -168,12 +178,13 @@ def test_what_has_no_effect_is_named() -> None:
         tools=[custom, tool(), {"type": "web_search"}],
         tool_choice={"type": "allowed_tools", "mode": "required", "tools": [{"type": "function", "name": "f"}, custom]},
         reasoning={"effort": "high"},
-        include=[],
+        include=["reasoning.encrypted_content"],
         max_tokens=5,
         text={"verbosity": "low"},
     )
     assert body.ignored == (
-        "input.web_search_call", "tools.custom", "tools.web_search", "include", "max_tokens", "reasoning",
+        "input.web_search_call", "tools.custom", "tools.web_search", "include.reasoning.encrypted_content",
+        "max_tokens", "reasoning",
     )  # fmt: skip
     assert [spec.name for spec in body.chat.tools] == ["f"]
     assert body.chat.tool_choice == ToolChoice("required")

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass, field
 
-from openk2.chat.messages import Completion, FinishReason, Message, ToolCall, Usage
+from openk2.chat.messages import Completion, FinishReason, Message, TokenLogprob, ToolCall, Usage
 
 
 @dataclass(frozen=True)
 class TextDelta:
     text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens that begin in it, when the request asked for them and the provider tells."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Collector:
 
     def __init__(self) -> None:
         self._text: list[str] = []
+        self._logprobs: list[TokenLogprob] = []
         self._open: CallBegin | None = None
         self._arguments: list[str] = []
         self._calls: list[ToolCall] = []
@@ -67,8 +70,9 @@ class Collector:
 
     def add(self, event: ChatEvent) -> None:
         match event:
-            case TextDelta(text):
+            case TextDelta(text, logprobs):
                 self._text.append(text)
+                self._logprobs += logprobs
             case CallBegin():
                 self._open, self._arguments = event, []
             case CallDelta(_, arguments):
@@ -84,7 +88,7 @@ class Collector:
         """What was said so far; `finish_reason` is `error` when the stream ended without `Finished`."""
         message = Message("assistant", "".join(self._text) or None, tool_calls=tuple(self._calls))
         finished = self._finished or Finished("error")
-        return Completion(message, finished.finish_reason, finished.usage)
+        return Completion(message, finished.finish_reason, finished.usage, tuple(self._logprobs))
 
 
 def collect(events: Iterable[ChatEvent]) -> Completion:

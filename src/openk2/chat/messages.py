@@ -96,6 +96,21 @@ class ResponseFormat:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """How likely a token of the answer's text was."""
+
+    bytes: bytes
+    """Of its text; a token may hold part of a character."""
+    logprob: float
+    top: tuple[TokenLogprob, ...] = ()
+    """The most likely tokens in its place, without lists of their own."""
+
+    @property
+    def text(self) -> str:
+        return self.bytes.decode("utf-8", "replace")
+
+
+@dataclass(frozen=True)
 class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -117,3 +132,5 @@ class Completion:
     message: Message
     finish_reason: FinishReason
     usage: Usage = field(default_factory=Usage)
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the text's tokens, when the request asked for them and the provider tells."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, TextDelta
 from openk2.chat.ids import call_id
-from openk2.chat.messages import FinishReason, Usage
+from openk2.chat.messages import FinishReason, TokenLogprob, Usage
 from openk2.client.failures import stream_error
 from openk2.errors import ProviderError
 
@@ -73,7 +73,7 @@ class ReplyReader:
         choice = choices[0]
         delta = choice.get("delta") or choice.get("message") or {}
         if isinstance(text := delta.get("content"), str) and text:
-            yield TextDelta(text)
+            yield TextDelta(text, _logprobs(choice.get("logprobs")))
         for part in delta.get("tool_calls") or []:
             self._add(part)
         if choice.get("finish_reason"):
@@ -151,6 +151,16 @@ class ReplyReader:
         for piece in call.waiting:
             yield CallDelta(self._done, piece)
         call.waiting.clear()
+
+
+def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...]:
+    return tuple(_token(token) for token in (logprobs or {}).get("content") or [])
+
+
+def _token(token: Mapping[str, Any]) -> TokenLogprob:
+    given = token.get("bytes")
+    text = token["token"].encode("utf-8", "replace") if given is None else bytes(given)
+    return TokenLogprob(text, token["logprob"], tuple(_token(top) for top in token.get("top_logprobs") or []))
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:

@@ -7,6 +7,13 @@ from typing import Any
 from openk2.chat.messages import Message, ResponseFormat
 from openk2.chat.provider import ChatRequest
 
+_SAMPLING = (
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "topk",
+    "frequency_penalty", "presence_penalty", "repetition_penalty",
+)  # fmt: skip
+"""Sent as they are. top_k, min_p, repetition_penalty and topk, like ignore_eos, are beyond OpenAI's API; the engines
+for open models take them at the top level."""
+
 
 def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
     """The body of a streamed request. Settings that are None are left to the endpoint; ids go out as they came."""
@@ -27,14 +34,15 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
     if request.response_format is not None:
         body["response_format"] = response_format_json(request.response_format)
     sampling = request.sampling
-    # top_k, min_p, ignore_eos and topk are beyond OpenAI's API; the engines for open models take them at the top level.
-    for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "topk"):
+    for name in _SAMPLING:
         if getattr(sampling, name) is not None:
             body[name] = getattr(sampling, name)
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if sampling.ignore_eos:
         body["ignore_eos"] = True
+    if sampling.logprobs is not None:
+        body["logprobs"], body["top_logprobs"] = True, sampling.logprobs
     return body
 
 

@@ -20,11 +20,19 @@ class SamplingParams:
     """Keep the k most likely tokens; None or 0 keeps all."""
     min_p: float | None = None
     """Drop tokens less likely than min_p times the most likely one."""
+    frequency_penalty: float | None = None
+    """Taken from the logit of each token of the answer, as often as it stands there; None or 0 takes nothing."""
+    presence_penalty: float | None = None
+    """The same, once for each token that stands in the answer."""
+    repetition_penalty: float | None = None
+    """Divides positive logits, and multiplies negative ones, of the tokens of prompt and answer; None or 1 does not."""
     seed: int | None = None
     """With a seed, results do not depend on scheduling; without one, a fresh seed is drawn for each request."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; never part of it."""
     ignore_eos: bool = False
+    logprobs: int | None = None
+    """Tell the log probability of each token, and of so many of the most likely ones; None tells nothing."""
     topk: int | None = None
     """Routed experts per generated token (the expert budget); None is the trained number."""
 
@@ -38,5 +46,11 @@ class SamplingParams:
         check("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1")
         check("top_k", self.top_k is None or self.top_k >= 0, "at least 0")
         check("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1")
+        for name in ("frequency_penalty", "presence_penalty"):
+            value = getattr(self, name)
+            check(name, value is None or -2 <= value <= 2, "between -2 and 2")
+        repetition = self.repetition_penalty
+        check("repetition_penalty", repetition is None or 0 < repetition <= 2, "above 0 and at most 2")
+        check("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20")
         check("stop", len(self.stop) <= 4 and all(self.stop), "at most 4 non-empty strings")
         check("topk", self.topk is None or self.topk >= 1, "at least 1")

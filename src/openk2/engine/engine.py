@@ -6,13 +6,14 @@ import secrets
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from openk2.config import ModelConfig
 from openk2.engine.block_manager import BlockManager
 from openk2.engine.kv_cache import LatentCache, default_num_blocks
 from openk2.engine.model_runner import ModelRunner
-from openk2.engine.request import EngineRequest, FinishReason, RequestState, StepOutput
-from openk2.engine.sampler import Failure, sample
+from openk2.engine.request import EngineRequest, FinishReason, RequestState, StepOutput, TokenLogprobs
+from openk2.engine.sampler import Failure, certain, logprobs, sample
 from openk2.engine.scheduler import Scheduler
 from openk2.errors import ConfigError, ContextLengthError, RequestError
 from openk2.models import K2Model
@@ -176,9 +177,9 @@ class Engine:
         samplers = [chunk.request for chunk in chunks if chunk.samples]
         with torch.inference_mode():
             tokens = sample(logits, samplers) if samplers else []
-        return [self._advance(state, token) for state, token in zip(samplers, tokens, strict=True)]
+        return [self._advance(state, token, row) for state, token, row in zip(samplers, tokens, logits, strict=True)]
 
-    def _advance(self, state: RequestState, sampled: int | Failure) -> StepOutput:
+    def _advance(self, state: RequestState, sampled: int | Failure, logits_V: Tensor) -> StepOutput:
         """Append the sampled token and those that the grammar forces after it; end the request where they say so."""
         before = len(state.token_ids)
         finish_reason: FinishReason | None = None
@@ -194,7 +195,8 @@ class Engine:
         self._generated_tokens += len(new)
         if finish_reason is not None:
             self.abort(state.request_id)
-        return StepOutput(state.request_id, new, finish_reason, state.cached_tokens or 0, error)
+        told = _logprobs(new, sampled, logits_V, state.sampling.logprobs) if new else ()
+        return StepOutput(state.request_id, new, finish_reason, state.cached_tokens or 0, error, told)
 
     @staticmethod
     def _append(state: RequestState, sampled: int) -> FinishReason | None:
@@ -216,3 +218,11 @@ class Engine:
                     return "length"
             pending = constraint.forced_tokens() if constraint is not None else []
         return None
+
+
+def _logprobs(new: list[int], sampled: int | Failure, logits_V: Tensor, count: int | None) -> tuple[TokenLogprobs, ...]:
+    """Of a step's tokens: the first may be the sampled one, all others were forced."""
+    if count is None:
+        return ()
+    first = logprobs(logits_V, new[0], count) if new[0] == sampled else certain(new[0], count)
+    return (first, *(certain(token, count) for token in new[1:]))

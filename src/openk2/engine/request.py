@@ -19,10 +19,21 @@ class EngineRequest:
     request_id: str
     prompt_token_ids: Sequence[int]
     sampling: SamplingParams
-    """Resolved: what is None here is off (top_k, top_p, min_p, topk), the window (max_tokens) or drawn (seed)."""
+    """Resolved: what is None here is off (top_k, top_p, min_p, topk, penalties, logprobs), the window (max_tokens) or
+    drawn (seed)."""
     stop_token_ids: frozenset[int] = frozenset()
     """Tokens that end the answer, the last of its tokens; unheeded with `ignore_eos`."""
     constraint: TokenConstraint | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """How likely a token of the answer was, among those that the request's grammar allowed."""
+
+    logprob: float
+    """Before penalties and temperature."""
+    top: tuple[tuple[int, float], ...] = ()
+    """The most likely tokens, first the likeliest, with theirs: as many as were asked for and allowed."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class StepOutput:
     """Tokens of the prompt that the prefix cache held."""
     error: str | None = None
     """One line, with `finish_reason` error."""
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of each of `token_ids`, when the request asked for them."""
 
 
 @dataclass(eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openk2.engine.request import RequestState
+from openk2.engine.request import RequestState, TokenLogprobs
 
 DEFAULT_TEMPERATURE = 0.6
 """The model card's recommendation."""
@@ -36,7 +37,8 @@ class Failure:
 def sample(logits_BV: Tensor, requests: Sequence[RequestState]) -> list[int | Failure]:
     """The next token of each request, or why there is none.
 
-    logits_BV: float32, changed in place. A row's result depends on that row alone.
+    logits_BV: float32; those of tokens that a request's grammar forbids become -inf in place. A row's result depends on
+    that row alone.
     """
     failures: dict[int, Failure] = {}
     usable = logits_BV.isfinite().all(-1)
@@ -50,6 +52,7 @@ def sample(logits_BV: Tensor, requests: Sequence[RequestState]) -> list[int | Fa
             failures[row] = Failure("the request's grammar allows no token")
         elif mask is not None:
             logits_BV[row].masked_fill_(~torch.from_numpy(mask).to(logits_BV.device), -torch.inf)
+    logits_BV = _penalized(logits_BV, requests)
     sampled: list[int | Failure] = []
     tokens = logits_BV.argmax(-1)
     random = [row for row, request in enumerate(requests) if _temperature(request)]
@@ -61,6 +64,39 @@ def sample(logits_BV: Tensor, requests: Sequence[RequestState]) -> list[int | Fa
     for row, (token, ok) in enumerate(torch.stack((tokens, usable.long()), 1).tolist()):
         sampled.append(failures.get(row) or (token if ok else Failure("the model's logits are not finite")))
     return sampled
+
+
+def logprobs(logits_V: Tensor, token: int, count: int) -> TokenLogprobs:
+    """Of `token`, and of the `count` most likely tokens, in a row as `sample` leaves it."""
+    values = logits_V.double().log_softmax(-1)
+    top, ids = values.topk(min(count, len(values)))
+    likeliest = zip(ids.tolist(), top.tolist(), strict=True)
+    return TokenLogprobs(float(values[token].item()), tuple(pair for pair in likeliest if pair[1] > -math.inf))
+
+
+def certain(token: int, count: int) -> TokenLogprobs:
+    """Of a token that the grammar left no choice about."""
+    return TokenLogprobs(0.0, ((token, 0.0),)[:count])
+
+
+def _penalized(logits_BV: Tensor, requests: Sequence[RequestState]) -> Tensor:
+    """The logits less the requests' penalties; the given ones where there are none."""
+    penalized: Tensor | None = None
+    for row, request in enumerate(requests):
+        sampling = request.sampling
+        repetition = sampling.repetition_penalty or 1.0
+        frequency, presence = sampling.frequency_penalty or 0.0, sampling.presence_penalty or 0.0
+        if repetition == 1 and not frequency and not presence:
+            continue
+        if penalized is None:
+            penalized = logits_BV.clone()
+        seen = torch.tensor(request.token_ids, device=logits_BV.device).unique()
+        logits = penalized[row, seen]
+        penalized[row, seen] = torch.where(logits > 0, logits / repetition, logits * repetition)
+        answer = torch.tensor(request.token_ids[request.num_prompt_tokens :], dtype=torch.long, device=seen.device)
+        said, counts = answer.unique(return_counts=True)
+        penalized[row, said] -= frequency * counts + presence
+    return logits_BV if penalized is None else penalized
 
 
 def _temperature(request: RequestState) -> float:

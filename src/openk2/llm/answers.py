@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta
+from openk2.chat.lexers import Piece
 from openk2.chat.messages import FinishReason, Usage
 from openk2.chat.parser import ReplyParser, TokenLexer
 from openk2.engine import StepOutput
 from openk2.engine.process import Outcome
 from openk2.errors import OpenK2Error, ProviderError
+from openk2.llm.logprobs import PendingLogprobs
 from openk2.tokenizer import IncrementalDetokenizer, Tokenizer
 
 
@@ -63,29 +65,38 @@ class Answer:
         self.engine_finished = False
         self._usage = Usage(prompt_tokens)
         self._vocab_size = tokenizer.vocab_size
+        self._specials = tokenizer.special_ids
         self._lexer = TokenLexer(tokenizer)
         self._parser = parser
         self._stop = StopStrings(stop)
+        self._logprobs = PendingLogprobs(tokenizer)
 
     def feed(self, outcome: Outcome) -> list[ChatEvent]:
         """Events that follow. Raises the error that ended the request."""
         output = _checked(outcome, self)
         self._usage = replace(self._usage, cached_tokens=output.cached_tokens)
         events: list[ChatEvent] = []
-        for token_id in output.token_ids:
+        for i, token_id in enumerate(output.token_ids):
             self._usage = replace(self._usage, completion_tokens=self._usage.completion_tokens + 1)
+            if output.logprobs and token_id not in self._specials:
+                self._logprobs.push(token_id, output.logprobs[i])
             # A model may have more rows than the tokenizer entries; such an id has no text.
             pieces = self._lexer.push(token_id) if token_id < self._vocab_size else []
-            stop = self._through_stops([event for piece in pieces for event in self._parser.feed(piece)], events)
+            stop = self._through_stops(self._parsed(pieces), events)
             if stop is not None:
                 return self._finish("stop", events, stop)
         if output.finish_reason is not None:
-            pieces = self._lexer.flush()
-            stop = self._through_stops([event for piece in pieces for event in self._parser.feed(piece)], events)
+            stop = self._through_stops(self._parsed(self._lexer.flush()), events)
             if stop is not None:
                 return self._finish("stop", events, stop)
             return self._finish(output.finish_reason, events)
         return events
+
+    def _parsed(self, pieces: Sequence[Piece]) -> list[ChatEvent]:
+        for piece in pieces:
+            if isinstance(piece, str):
+                self._logprobs.saw(piece)
+        return [event for piece in pieces for event in self._parser.feed(piece)]
 
     def _through_stops(self, parsed: Sequence[ChatEvent], events: list[ChatEvent]) -> str | None:
         """Append `parsed` to `events`, its prose as far as it is certain; the stop string that ended it, if one did."""
@@ -93,13 +104,13 @@ class Answer:
             if isinstance(event, TextDelta):
                 text, stop = self._stop.push(event.text)
                 if text:
-                    events.append(TextDelta(text))
+                    events.append(TextDelta(text, self._logprobs.take(text)))
                 if stop is not None:
                     return stop
                 continue
             held = self._stop.flush()
             if held:
-                events.append(TextDelta(held))
+                events.append(TextDelta(held, self._logprobs.take(held)))
             events.append(event)
         return None
 
@@ -122,6 +133,7 @@ class RawAnswer:
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._stop = StopStrings(stop)
+        self._logprobs = PendingLogprobs(tokenizer)
         self._text: list[str] = []
         self._ids: list[int] = []
         self._reason: FinishReason = "error"
@@ -132,17 +144,19 @@ class RawAnswer:
         before = len(self._text)
         self._read(_checked(outcome, self))
         text = "".join(self._text[before:])
-        events: list[ChatEvent] = [TextDelta(text)] if text else []
+        events: list[ChatEvent] = [TextDelta(text, self._logprobs.take(text))] if text else []
         if self.is_finished:
             events.append(Finished(self._reason, self._usage, self._stop_string))
         return events
 
     def _read(self, output: StepOutput) -> None:
         self._usage = replace(self._usage, cached_tokens=output.cached_tokens)
-        for token_id in output.token_ids:
+        for i, token_id in enumerate(output.token_ids):
             self._ids.append(token_id)
             self._usage = replace(self._usage, completion_tokens=len(self._ids))
             if token_id < self._tokenizer.vocab_size and token_id not in self._tokenizer.special_ids:
+                if output.logprobs:
+                    self._logprobs.push(token_id, output.logprobs[i])
                 self._add(self._detokenizer.push(token_id))
             if self.is_finished:
                 return
@@ -156,6 +170,7 @@ class RawAnswer:
         return Generation("".join(self._text), tuple(self._ids), self._reason, self._usage)
 
     def _add(self, text: str) -> None:
+        self._logprobs.saw(text)
         certain, stop = self._stop.push(text)
         self._text.append(certain)
         if stop is not None:

@@ -234,6 +234,7 @@ class LLM:
             top_p=first(sampling.top_p, "top_p"),
             top_k=first(sampling.top_k, "top_k"),
             min_p=first(sampling.min_p, "min_p"),
+            repetition_penalty=first(sampling.repetition_penalty, "repetition_penalty"),
         )
 
     def _stop_token_ids(self, *, own_tokenizer: bool) -> frozenset[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -12,6 +13,7 @@ from openk2.chat.provider import ChatProvider, TextProvider
 from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
 from openk2.server.fields import Fields, wrong_type, wrong_value
+from openk2.server.openai.logprobs import MAX_TEXT_LOGPROBS, TextLogprobs
 from openk2.server.openai.response import ResponseHeader, total_usage, usage_object
 from openk2.server.openai.sampling import read_num_choices, read_sampling, read_stream_options
 from openk2.server.streams import ChoiceEvent
@@ -48,7 +50,7 @@ def read_completion(body: object) -> CompletionRequest:
     fields = Fields(body)
     model = fields.string("model")
     prompt = _read_prompt(fields)
-    sampling = read_sampling(fields)
+    sampling = replace(read_sampling(fields), logprobs=fields.integer("logprobs", 0, MAX_TEXT_LOGPROBS))
     if sampling.max_tokens is None:
         sampling = replace(sampling, max_tokens=DEFAULT_MAX_TOKENS)
     n = read_num_choices(fields)
@@ -57,7 +59,6 @@ def read_completion(body: object) -> CompletionRequest:
     fields.reject("echo", "is not supported by this server; leave it out", harmless=(False,))
     fields.reject("suffix", "is not supported: this model only continues a text", harmless=("",))
     fields.reject("best_of", "can only be 1 here; use 'n'", harmless=(1,))
-    fields.reject("logprobs", "is not supported by this server yet; leave it out", harmless=(False,))
     return CompletionRequest(
         model=model,
         prompt=prompt,
@@ -95,7 +96,10 @@ def text_completion_object(header: ResponseHeader, completions: Sequence[Complet
     """The whole response."""
     body = header.wrap(
         "text_completion",
-        [_choice(i, completion.message.text, completion.finish_reason) for i, completion in enumerate(completions)],
+        [
+            _choice(i, completion.message.text, completion.finish_reason, TextLogprobs().next(completion.logprobs))
+            for i, completion in enumerate(completions)
+        ],
     )
     body["usage"] = usage_object(total_usage(completion.usage for completion in completions))
     return body
@@ -108,11 +112,12 @@ class TextChunkWriter:
         self._header = header
         self._include_usage = include_usage
         self._usages: dict[int, Usage] = {}
+        self._logprobs: defaultdict[int, TextLogprobs] = defaultdict(TextLogprobs)
 
     def chunks(self, choice_event: ChoiceEvent) -> Iterator[dict[str, Any]]:
         choice, event = choice_event
         if isinstance(event, TextDelta):
-            yield self._chunk([_choice(choice, event.text, None)])
+            yield self._chunk([_choice(choice, event.text, None, self._logprobs[choice].next(event.logprobs))])
         elif isinstance(event, Finished):
             self._usages[choice] = event.usage
             yield self._chunk([_choice(choice, "", event.finish_reason)])
@@ -129,5 +134,5 @@ class TextChunkWriter:
         return chunk | {"usage": None} if self._include_usage else chunk
 
 
-def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _choice(index: int, text: str, finish_reason: str | None, logprobs: dict[str, Any] | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}

@@ -13,6 +13,7 @@ from typing import Any
 
 from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Collector, Finished, TextDelta
 from openk2.chat.messages import Completion, Usage
+from openk2.server.openai.logprobs import logprobs_object
 from openk2.server.streams import ChoiceEvent
 
 
@@ -73,7 +74,8 @@ def _choice(index: int, completion: Completion) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in calls
         ]
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": completion.finish_reason}
+    logprobs = logprobs_object(completion.logprobs)
+    return {"index": index, "message": message, "logprobs": logprobs, "finish_reason": completion.finish_reason}
 
 
 class CompletionCollector:
@@ -105,8 +107,8 @@ class ChunkWriter:
             content = None if isinstance(event, CallBegin) else ""
             yield self._chunk(choice, {"role": "assistant", "content": content})
         match event:
-            case TextDelta(text):
-                yield self._chunk(choice, {"content": text})
+            case TextDelta(text, logprobs):
+                yield self._chunk(choice, {"content": text}, logprobs=logprobs_object(logprobs))
             case CallBegin(index, id, name):
                 function = {"name": name, "arguments": ""}
                 call = {"index": index, "id": id, "type": "function", "function": function}
@@ -127,8 +129,14 @@ class ChunkWriter:
         chunk["usage"] = usage_object(total_usage(self._usages[choice] for choice in sorted(self._usages)))
         return chunk
 
-    def _chunk(self, choice: int, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        entry = {"index": choice, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    def _chunk(
+        self,
+        choice: int,
+        delta: dict[str, Any],
+        finish_reason: str | None = None,
+        logprobs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        entry = {"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
         chunk = self._header.wrap("chat.completion.chunk", [entry])
         if self._include_usage:
             chunk["usage"] = None

@@ -16,9 +16,6 @@ def read_sampling(fields: Fields, limits: Sequence[str] = ("max_completion_token
     """`limits`: names of the most tokens to generate, the first one given counts.
 
     Raises RequestError naming the field, also for settings that cannot be honoured and would change the answer."""
-    for key in ("frequency_penalty", "presence_penalty"):
-        fields.reject(key, "is not supported by this server; leave it out or send 0", harmless=(0,))
-    fields.reject("repetition_penalty", "is not supported by this server; leave it out or send 1", harmless=(1,))
     fields.reject("min_tokens", "is not supported by this server; leave it out or send 0", harmless=(0,))
     fields.reject("logit_bias", "is not supported by this server; leave it out", harmless=({},))
     given = [name for name in limits if fields.get(name) is not None]
@@ -28,6 +25,9 @@ def read_sampling(fields: Fields, limits: Sequence[str] = ("max_completion_token
         top_p=_number_between(fields, "top_p", 0, 1, above_minimum=True),
         top_k=_read_top_k(fields),
         min_p=_number_between(fields, "min_p", 0, 1),
+        frequency_penalty=_number_between(fields, "frequency_penalty", -2, 2),
+        presence_penalty=_number_between(fields, "presence_penalty", -2, 2),
+        repetition_penalty=_number_between(fields, "repetition_penalty", 0, 2, above_minimum=True),
         seed=fields.integer("seed", -(2**63), 2**63 - 1),
         stop=_read_stop(fields),
         ignore_eos=fields.boolean("ignore_eos") or False,

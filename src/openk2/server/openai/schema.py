@@ -6,14 +6,14 @@ asked for; and all others, which are accepted, ignored and reported (clients sen
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
 from openk2.config.sampling import SamplingParams
-from openk2.errors import RequestError
 from openk2.server.fields import Fields
 from openk2.server.openai.convert import read_messages
+from openk2.server.openai.logprobs import read_logprobs
 from openk2.server.openai.response_format import read_response_format
 from openk2.server.openai.sampling import choice_sampling, read_num_choices, read_sampling, read_stream_options
 from openk2.server.openai.tools import read_tool_choice, read_tools
@@ -50,7 +50,7 @@ def read_chat_completion(body: object) -> ChatCompletionRequest:
     tools = read_tools(fields)
     tools, tool_choice = read_tool_choice(fields, tools)
     response_format = read_response_format(fields)
-    sampling = read_sampling(fields)
+    sampling = replace(read_sampling(fields), logprobs=read_logprobs(fields))
     n = read_num_choices(fields)
     stream = fields.boolean("stream") or False
     include_usage = read_stream_options(fields, stream)
@@ -74,7 +74,3 @@ def _refuse_what_would_change_the_answer(fields: Fields) -> None:
         fields.reject(key, "is OpenAI's retired form and is not supported; use 'tools' and 'tool_choice'")
     fields.reject("modalities", 'can only be ["text"] here', harmless=(["text"],))
     fields.reject("audio", "is not supported: this model reads and writes text")
-    if fields.boolean("logprobs"):
-        raise RequestError("'logprobs' is not supported by this server yet; leave it out.", param="logprobs")
-    if fields.integer("top_logprobs", 0):
-        raise RequestError("'top_logprobs' is not supported by this server yet; leave it out.", param="top_logprobs")

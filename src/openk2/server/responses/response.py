@@ -16,6 +16,7 @@ from typing import Any
 from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, TextDelta
 from openk2.chat.messages import Usage
 from openk2.errors import OpenK2Error
+from openk2.server.openai.logprobs import token_objects
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class ResponseWriter:
         self._output: list[dict[str, Any]] = []
         self._open: dict[str, Any] | None = None
         self._pieces: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
         self._next_number = 0
         self.response = header.response("in_progress", [], None)
 
@@ -72,11 +74,13 @@ class ResponseWriter:
 
     def events(self, event: ChatEvent) -> Iterator[dict[str, Any]]:
         match event:
-            case TextDelta(text):
+            case TextDelta(text, logprobs):
                 if self._open is None:
                     yield from self._open_text()
                 self._pieces.append(text)
-                yield self._item_event("response.output_text.delta", content_index=0, delta=text, logprobs=[])
+                told = token_objects(logprobs)
+                self._logprobs += told
+                yield self._item_event("response.output_text.delta", content_index=0, delta=text, logprobs=told)
             case CallBegin(_, id, name):
                 yield from self._close_text("completed")
                 item = {"type": "function_call", "call_id": id, "name": name, "arguments": ""}
@@ -104,14 +108,14 @@ class ResponseWriter:
 
     def _open_text(self) -> Iterator[dict[str, Any]]:
         yield self._open_item("msg", {"type": "message", "role": "assistant", "content": []})
-        yield self._item_event("response.content_part.added", content_index=0, part=_text_part(""))
+        yield self._item_event("response.content_part.added", content_index=0, part=_text_part("", []))
 
     def _close_text(self, status: str) -> Iterator[dict[str, Any]]:
         if self._open is None:
             return
         text = "".join(self._pieces)
-        part = _text_part(text)
-        yield self._item_event("response.output_text.done", content_index=0, text=text, logprobs=[])
+        part = _text_part(text, self._logprobs)
+        yield self._item_event("response.output_text.done", content_index=0, text=text, logprobs=self._logprobs)
         yield self._item_event("response.content_part.done", content_index=0, part=part)
         yield self._close_item(status, content=[part])
 
@@ -144,5 +148,5 @@ class ResponseWriter:
         return {"type": kind, "sequence_number": number, **fields}
 
 
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _text_part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}

@@ -6,7 +6,7 @@ and reported.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice
@@ -14,10 +14,13 @@ from openk2.chat.provider import ChatRequest
 from openk2.config.sampling import SamplingParams
 from openk2.server.fields import Fields, wrong_type, wrong_value
 from openk2.server.json_schema import check_schema
+from openk2.server.openai.logprobs import MAX_TOP_LOGPROBS
 from openk2.server.openai.sampling import read_sampling
 from openk2.server.responses.convert import Conversation, read_items
 from openk2.server.responses.store import Item, ResponseStore
 from openk2.server.responses.tools import DeclaredTools, read_tool_choice, read_tools
+
+_LOGPROBS = "message.output_text.logprobs"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ def read_response_request(body: object, store: ResponseStore) -> ResponsesReques
     tools = read_tools(fields)
     specs, tool_choice = read_tool_choice(fields, tools.specs)
     response_format, text = _read_text(fields)
-    sampling = read_sampling(fields, limits=("max_output_tokens",))
+    logprobs, other_includes = _read_logprobs(fields)
+    sampling = replace(read_sampling(fields, limits=("max_output_tokens",)), logprobs=logprobs)
     stream = fields.boolean("stream") or False
     is_stored = fields.boolean("store") is not False
     metadata = _read_metadata(fields)
@@ -71,7 +75,7 @@ def read_response_request(body: object, store: ResponseStore) -> ResponsesReques
         store=is_stored,
         new_items=tuple(new_items),
         settings=settings,
-        ignored=tuple(dict.fromkeys([*conversation.ignored, *tools.ignored, *fields.unread()])),
+        ignored=tuple(dict.fromkeys([*conversation.ignored, *tools.ignored, *other_includes, *fields.unread()])),
     )
 
 
@@ -86,6 +90,7 @@ def _settings(
         "temperature": sampling.temperature,
         "tool_choice": fields.get("tool_choice") or "auto",
         "tools": list(tools.sent),
+        "top_logprobs": sampling.logprobs or 0,
         "top_p": sampling.top_p,
         "truncation": "disabled",
     }
@@ -114,6 +119,14 @@ def _read_text(fields: Fields) -> tuple[ResponseFormat | None, dict[str, Any]]:
             return ResponseFormat(schema, name), {"format": repeated}
         case kind:
             raise wrong_value(declared.at("type"), f"it must be 'text', 'json_object' or 'json_schema', not {kind!r}")
+
+
+def _read_logprobs(fields: Fields) -> tuple[int | None, list[str]]:
+    """How many likely tokens are to be told beside each one, None for nothing; and what else is to be included."""
+    include = fields.array("include") or []
+    top = fields.integer("top_logprobs", 0, MAX_TOP_LOGPROBS)
+    others = [f"include.{value}" for value in include if value != _LOGPROBS]
+    return top or 0 if top or _LOGPROBS in include else None, others
 
 
 def _read_metadata(fields: Fields) -> dict[str, str]:

@@ -1,0 +1,61 @@
+"""Log probabilities reach the text that they belong to, however it is held back."""
+
+from __future__ import annotations
+
+import pytest
+from tests.support.vocabularies import synthetic_ranks
+
+from openk2.chat.events import TextDelta, collect
+from openk2.chat.parser import ReplyParser
+from openk2.engine import StepOutput
+from openk2.engine.request import TokenLogprobs
+from openk2.llm.answers import Answer, RawAnswer
+from openk2.tokenizer import Tokenizer
+
+TOKENIZER = Tokenizer(synthetic_ranks())
+
+
+def outputs(text: str, size: int) -> list[StepOutput]:
+    """Token number i has the log probability -i."""
+    ids = TOKENIZER.encode_with_specials(text)
+    steps = [range(at, min(at + size, len(ids))) for at in range(0, len(ids), size)]
+    return [
+        StepOutput(
+            "r",
+            [ids[i] for i in step],
+            "stop" if step.stop == len(ids) else None,
+            logprobs=tuple(TokenLogprobs(-float(i), ((ids[i], -float(i)),)) for i in step),
+        )
+        for step in steps
+    ]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("stop", [(), ("zzz",), ("\n\n!",)])
+@pytest.mark.parametrize("shown", ["  héllo 你好 \U0001f44b\n\nthe end", "\U0001f44b", " "])
+def test_the_tokens_bytes_are_the_text(shown: str, stop: tuple[str, ...], size: int) -> None:
+    text = f"{shown}<|im_end|>"
+    for answer in (Answer(TOKENIZER, 1, ReplyParser(), stop), RawAnswer(TOKENIZER, 1, stop)):
+        events = [event for output in outputs(text, size) for event in answer.feed(output)]
+        for event in events:
+            if isinstance(event, TextDelta):
+                assert event.text and len(event.logprobs) <= len(event.text.encode())
+        completion = collect(events)
+        assert completion.message.text == shown
+        assert b"".join(token.bytes for token in completion.logprobs) == shown.encode()
+        assert [token.logprob for token in completion.logprobs] == [-float(i) for i in range(len(completion.logprobs))]
+        assert all(token.top[0].bytes == token.bytes for token in completion.logprobs)
+
+
+def test_tokens_of_a_stop_string_and_of_calls_are_not_told() -> None:
+    answer = Answer(TOKENIZER, 1, ReplyParser(), ("\n\n",))
+    completion = collect(event for output in outputs("ab\n\n", 9) for event in answer.feed(output))
+    assert b"".join(token.bytes for token in completion.logprobs) == b"ab"
+    call = (
+        "ab<|tool_calls_section_begin|><|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}"
+        "<|tool_call_end|><|tool_calls_section_end|><|im_end|>"
+    )
+    answer = Answer(TOKENIZER, 1, ReplyParser(), ())
+    completion = collect(event for output in outputs(call, 1) for event in answer.feed(output))
+    assert completion.message.tool_calls
+    assert b"".join(token.bytes for token in completion.logprobs) == b"ab"
