@@ -42,18 +42,23 @@ def command(
         Path | None, typer.Option(help="Only write the generated lines to this file, and ask nothing.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    junit: Annotated[Path | None, typer.Option(help="Write the checks to this file as JUnit XML.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write the report to this file as one HTML page.")] = None,
 ) -> None:
     """Check whether a deployment answers as the model's vendor means it: tool calls above all. Key: OPENAI_API_KEY.
 
     Exit codes: 0 every check passed; 1 one failed, or the endpoint cannot be used; 2 wrong usage or input.
     """
-    from openk2.evals.verify import generate_lines, write_lines
+    from openk2.evals.verify import generate_lines, html_page, junit_xml, write_lines
 
     if write_requests is not None:
         write_lines(write_requests, generate_lines(n, seed))
         return
     if url is None:
         raise typer.BadParameter("give the URL of an endpoint, such as http://127.0.0.1:8000", param_hint="URL")
+    for file in (junit, html):
+        if file is not None and not file.parent.is_dir():  # found out before the questions, not after
+            raise typer.BadParameter(f"{file.parent} is no folder", param_hint="--junit, --html")
     extra = _object(extra_body)
     cases = _schema_cases(schemas, seed, schema_cases)
     report = _verify(
@@ -66,6 +71,10 @@ def command(
         concurrency=concurrency,
         output=output,
     )
+    if junit is not None:
+        _write(junit, junit_xml(report))
+    if html is not None:
+        _write(html, html_page(report))
     if as_json:
         print(json.dumps(report.to_json(), indent=2, ensure_ascii=False))
     else:
@@ -74,6 +83,15 @@ def command(
         Console().print(*report.tables(), report.verdict, sep="\n")
     if not report.passed:
         raise typer.Exit(1)
+
+
+def _write(path: Path, text: str) -> None:
+    from openk2.errors import DataError
+
+    try:
+        path.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}", param=str(path)) from error
 
 
 def _object(text: str) -> dict[str, Any]:

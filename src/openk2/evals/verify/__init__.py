@@ -2,6 +2,8 @@
 
 from openk2.evals.verify.check import Check, Figure
 from openk2.evals.verify.generator import generate_lines
+from openk2.evals.verify.junit import junit_xml
+from openk2.evals.verify.page import html_page
 from openk2.evals.verify.records import Record, RecordLog, read_records
 from openk2.evals.verify.report import Report
 from openk2.evals.verify.requests import Overrides, read_lines, write_lines
@@ -20,6 +22,8 @@ __all__ = [
     "cases_in",
     "generate_lines",
     "generated_cases",
+    "html_page",
+    "junit_xml",
     "read_lines",
     "read_records",
     "verify",

@@ -16,6 +16,8 @@ from openk2.evals.verify.validity import call_faults, schema_fault
 
 Body = dict[str, Any]
 MAX_TOKENS = 256
+REFUSALS = frozenset({400, 413, 422})
+"""Statuses of a request that can never be served."""
 LARGEST_TESTED_WINDOW = 40_000
 """Tokens; a prompt beyond a larger window is megabytes, which costs money and meets other limits first."""
 
@@ -170,8 +172,9 @@ def _refused(group: str, name: str, *bodies: Body) -> Scenario:
         results = []
         for body in bodies:
             reply = await deployment.ask(body)
-            refused = 400 <= reply.status < 500
-            results.append(None if refused else f"answered {reply.status or reply.error} instead of a refusal")
+            results.append(
+                None if reply.status in REFUSALS else f"answered {reply.status or reply.error} instead of a refusal"
+            )
         return check_of(group, name, results)
 
     return scenario
