@@ -77,19 +77,22 @@ class Comparison:
         left_out = f", {self.left_out} left out" if self.left_out else ""
         table = Table("figure", title=f"{self.lines} request lines{left_out}", title_justify="left")
         table.add_column("run (95% interval)", justify="right")
-        rows = [
-            ("precision", self.precision, ceiling and ceiling.precision),
-            ("recall", self.recall, ceiling and ceiling.recall),
-            ("F1", self.f1, ceiling and ceiling.f1),
-            ("same calls", self.same_calls, ceiling and ceiling.same_calls),
-            ("schema accuracy", self.schema_accuracy[1], ceiling and ceiling.schema_accuracy[1]),
-            ("schema accuracy, reference", self.schema_accuracy[0], ceiling and ceiling.schema_accuracy[0]),
-        ]
+        columns = [self._estimates(), *([ceiling._estimates()] if ceiling is not None else [])]
         if ceiling is not None:
             table.add_column("reference again", justify="right")
-        for name, estimate, again in rows:
-            table.add_row(name, estimate.shown, *([again.shown] if again is not None else []))
+        for name in columns[0]:
+            table.add_row(name, *(column[name].shown for column in columns))
         return table
+
+    def _estimates(self) -> dict[str, Estimate]:
+        return {
+            "precision": self.precision,
+            "recall": self.recall,
+            "F1": self.f1,
+            "same calls": self.same_calls,
+            "schema accuracy": self.schema_accuracy[1],
+            "schema accuracy, reference": self.schema_accuracy[0],
+        }
 
 
 def compare(reference: Sequence[Record], run: Sequence[Record], *, seed: int = 0) -> Comparison:

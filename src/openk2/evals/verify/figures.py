@@ -47,7 +47,7 @@ def figures_of(records: Sequence[Record]) -> list[Figure]:
 
 def is_loop(text: str) -> bool:
     """Whether the text ends in one piece, repeated."""
-    end = text.rstrip()[-4000:]
+    end = f" {' '.join(text.split())}"[-4000:]  # each piece then begins alike, the first one too
     return any(end.endswith(end[-size:] * LOOP_REPEATS) for size in range(LOOP_CHARS, len(end) // LOOP_REPEATS + 1))
 
 

@@ -17,8 +17,8 @@ def junit_xml(report: Report) -> str:
     for group, checks in report.groups():
         failures = sum(check.outcome == "failed" for check in checks)
         skipped = sum(check.outcome == "skipped" for check in checks)
-        counts = {"tests": str(len(checks)), "failures": str(failures), "skipped": str(skipped), "errors": "0"}
-        suite = SubElement(root, "testsuite", name=_clean(group), **counts)
+        attributes = {"name": _clean(group), "tests": str(len(checks)), "errors": "0"}
+        suite = SubElement(root, "testsuite", {**attributes, "failures": str(failures), "skipped": str(skipped)})
         for check in checks:
             case = SubElement(suite, "testcase", classname=f"verify.{_clean(group)}", name=_clean(check.name))
             if check.outcome == "failed":
