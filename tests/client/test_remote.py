@@ -93,8 +93,18 @@ async def test_the_model_is_discovered_once(endpoint: Any, streamed: Any) -> Non
     await complete(provider)
     await complete(provider)
     assert provider.model == "first" and [body["model"] for body in endpoint.asked] == ["first", "first"]
+    assert [provider.max_model_len, provider.max_model_len] == [4096, 4096]
     assert endpoint.paths.count("/v1/models") == 1
-    assert provider.max_model_len == 4096
+
+
+def test_a_failed_discovery_is_tried_again(endpoint: Any, reply: Any) -> None:
+    models = endpoint.models
+    endpoint.models = reply("loading", status=503)
+    provider = RemoteProvider(endpoint.url)
+    with pytest.raises(OverloadedError):
+        provider.model  # noqa: B018
+    endpoint.models = models
+    assert (provider.model, provider.max_model_len) == ("first", 4096)
 
 
 def test_no_model_listed(endpoint: Any, reply: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import dataclass
 from typing import Any
 
 from openk2 import __version__
@@ -12,14 +13,22 @@ from openk2.errors import ModelNotFoundError, OverloadedError
 from openk2.server.settings import KIMI_MODEL_NAMES
 
 
+@dataclass(frozen=True)
+class _Filling:
+    provider: ChatProvider
+    model: str
+    max_model_len: int | None
+
+
 class ModelSlot:
     """Holds the provider and the names under which it is asked for.
 
-    `fill` may be called from the thread that loads the model; everything else runs on the event loop.
+    `fill` is called from the thread that loads the model, or before the server runs: a provider may ask elsewhere for
+    its name and window. Everything else runs on the event loop, and does not wait.
     """
 
     def __init__(self, provider: ChatProvider | None = None, *, served_model_names: tuple[str, ...] = ()) -> None:
-        self._provider: ChatProvider | None = None
+        self._filling: _Filling | None = None
         self._served_model_names = served_model_names
         self.created = int(time.time())
         """Unix seconds at which the model was loaded (until then: at which the server started)."""
@@ -27,38 +36,44 @@ class ModelSlot:
             self.fill(provider)
 
     def fill(self, provider: ChatProvider) -> None:
+        """From now on the provider answers. Raises ProviderError or RequestError when its name cannot be learned."""
+        window = getattr(provider, "max_model_len", None)
+        filling = _Filling(provider, provider.model, window if isinstance(window, int) else None)
         self.created = int(time.time())
-        self._provider = provider
+        self._filling = filling
 
     @property
     def is_loaded(self) -> bool:
-        return self._provider is not None
+        return self._filling is not None
 
     @property
     def is_healthy(self) -> bool:
         """Loaded, and its engine has not died since (a provider may say so by `is_alive`)."""
-        return self._provider is not None and bool(getattr(self._provider, "is_alive", True))
+        return self._filling is not None and bool(getattr(self._filling.provider, "is_alive", True))
 
     @property
     def provider(self) -> ChatProvider:
         """Raises OverloadedError (503) while the model loads."""
-        if self._provider is None:
+        return self._filled.provider
+
+    @property
+    def _filled(self) -> _Filling:
+        if self._filling is None:
             raise OverloadedError("the model is still loading; try again in a moment")
-        return self._provider
+        return self._filling
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every name the model answers to, its own first."""
         if self._served_model_names:
             return self._served_model_names
-        own = self.provider.model
+        own = self._filled.model
         return (own, *(name for name in KIMI_MODEL_NAMES if name != own))
 
     @property
     def max_model_len(self) -> int | None:
         """Tokens of the window, when the provider knows it."""
-        value = getattr(self.provider, "max_model_len", None)
-        return value if isinstance(value, int) else None
+        return self._filled.max_model_len
 
     def count_prompt_tokens(self, request: ChatRequest) -> int | None:
         """Tokens of the prompt that the request becomes, when the provider can tell without answering it."""
@@ -68,7 +83,7 @@ class ModelSlot:
     @property
     def system_fingerprint(self) -> str:
         """Changes with the model, its weights (a provider may tell by `fingerprint`) and our version."""
-        parts = (self.provider.model, str(getattr(self.provider, "fingerprint", "")), __version__)
+        parts = (self._filled.model, str(getattr(self.provider, "fingerprint", "")), __version__)
         return "fp_" + hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
 
     def resolve(self, name: str | None) -> str:
@@ -87,7 +102,7 @@ class ModelSlot:
             "object": "model",
             "created": self.created,
             "owned_by": "openk2",
-            "root": self.provider.model,
+            "root": self._filled.model,
         }
         if self.max_model_len is not None:
             entry["max_model_len"] = self.max_model_len

@@ -81,13 +81,12 @@ def run_server(
     def load_model() -> None:
         try:
             provider = load()
+            loaded.append(provider)
+            on_loaded(url, provider)
+            slot.fill(provider)
         except BaseException as error:
             failure.append(error)
             server.should_exit = True
-            return
-        loaded.append(provider)
-        on_loaded(url, provider)
-        slot.fill(provider)
 
     on_listening(url)
     threading.Thread(target=load_model, name="load-model", daemon=True).start()
