@@ -46,8 +46,9 @@ async def parity_figures(
 
 
 def _equal(name: str, meaning: str, expected: Sequence[Reply], found: Sequence[Reply]) -> Figure:
-    pairs = [(one, other) for one, other in zip(expected, found, strict=True) if not (one.error or other.error)]
-    same = sum(_said(one) == _said(other) for one, other in pairs)
+    """A request that failed alone says nothing; one that fails only now was not answered the same."""
+    pairs = [(one, other) for one, other in zip(expected, found, strict=True) if one.error is None]
+    same = sum(other.error is None and _said(one) == _said(other) for one, other in pairs)
     return Figure(name, same / len(pairs) if pairs else None, meaning, len(pairs))
 
 
