@@ -222,6 +222,9 @@ class Script:
             assert token_id in ((40, 41) if isinstance(entry, str) else (entry,))
         self.accepted.append(token_id)
 
+    def closing_tokens(self, token_id: int, room: int) -> list[int]:
+        return []
+
     def forced_tokens(self) -> list[int]:
         forced: list[int] = []
         for entry in self.script[len(self.accepted) :] if self.ahead else []:

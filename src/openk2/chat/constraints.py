@@ -22,10 +22,11 @@ from llguidance import LLMatcher
 from llguidance.tiktoken import lltokenizer_from_encoding
 from numpy.typing import NDArray
 
+from openk2.chat.closing import WATCHED_ROOM, Closer, Closing
 from openk2.chat.ids import call_id
 from openk2.chat.lexers import Marker
 from openk2.chat.messages import ToolChoice, ToolSpec
-from openk2.chat.schema import argument_grammars, argument_schema, literals
+from openk2.chat.schema import argument_grammars, argument_schema, literals, required_names
 from openk2.errors import ProviderError, RequestError, SchemaError
 from openk2.tokenizer import Tokenizer
 
@@ -60,6 +61,7 @@ class ToolConstraint:
         self._calls = 0
         self._matcher: LLMatcher | None = None
         self._header = b""
+        self._closing: Closing | None = None
 
     @staticmethod
     def build(
@@ -141,6 +143,28 @@ class ToolConstraint:
             step = ahead._forced_step()
         return forced
 
+    def closing_tokens(self, token_id: int, room: int) -> list[int]:
+        """See `TokenConstraint.closing_tokens`. Never chooses a tool: a call is closed once its arguments are begun."""
+        markers = self._grammars.markers
+        if self._closing is not None and self._matcher is not None and token_id != markers[Marker.CALL_END]:
+            path = self._closing.tokens(self._matcher, token_id, room, tail=1)
+            if not path:
+                return []
+            end = [markers[Marker.CALL_END], markers[Marker.SECTION_END]]
+            return [*path, *end][:room]
+        begins_another = self._state is _State.NEXT_CALL and self._calls and token_id == markers[Marker.CALL_BEGIN]
+        if begins_another and room <= WATCHED_ROOM and not self._another_fits(room):
+            return [markers[Marker.SECTION_END]]
+        return []
+
+    def _another_fits(self, room: int) -> bool:
+        index = self._plan.first_index + self._calls
+        return any(
+            3 + len(self._grammars.tokenizer.encode(call_id(name, index))) + shortest <= room  # 3: a call's markers
+            for name, matcher in self._plan.grammars.items()
+            if (shortest := self._grammars.shortest(matcher, required_names(self._plan.schemas[name]))) is not None
+        )
+
     def _forced_step(self) -> list[int]:
         if self._matcher is None:
             allowed = self._fixed_ids()
@@ -187,9 +211,10 @@ class ToolConstraint:
             index = self._plan.first_index + self._calls
             name = next(name for name in self._plan.grammars if call_id(name, index).encode() == self._header)
             self._matcher, self._state = self._plan.grammars[name].deep_copy(), _State.ARGUMENTS
+            self._closing = Closing(self._grammars.closer, self._plan.schemas[name])
         else:
             self._calls += 1
-            self._matcher, self._state = None, _State.NEXT_CALL
+            self._matcher, self._closing, self._state = None, None, _State.NEXT_CALL
 
     def _expect(self, token_id: int, marker: Marker) -> None:
         if token_id != self._grammars.markers[marker]:
@@ -205,7 +230,8 @@ class ToolConstraint:
 class _Plan:
     """What a request's choice and tools allow."""
 
-    grammars: Mapping[str, LLMatcher]  # by tool that may be called: its arguments' matcher in its first state
+    schemas: Mapping[str, Mapping[str, object]]  # of the tools that may be called
+    grammars: Mapping[str, LLMatcher]  # by such a tool: its arguments' matcher in its first state
     first_index: int
     max_calls: int
     may_call: bool
@@ -224,6 +250,8 @@ class ToolGrammars:
         self._ll = lltokenizer_from_encoding(
             tokenizer.encoding, n_vocab=tokenizer.vocab_size, eos_token=tokenizer.im_end_id
         )
+        self.closer = Closer(tokenizer)
+        self.shortest = lru_cache(maxsize=1024)(self._shortest)
         self._arguments = lru_cache(maxsize=1024)(self._compile_arguments)
         self._headers = lru_cache(maxsize=256)(self._compile_header)
         self.mask_of = lru_cache(maxsize=64)(self._mask_of)
@@ -247,6 +275,7 @@ class ToolGrammars:
         grammars = {name: self._arguments_of(name, schema) for name, schema in schemas.items()}
         ends = self.ends(end_ids)
         plan = _Plan(
+            schemas=schemas,
             grammars=grammars,
             first_index=first_index,
             max_calls=MAX_CALLS if choice.parallel else 1,
@@ -292,6 +321,10 @@ class ToolGrammars:
                 return matcher
             problem = matcher.get_error()
         raise SchemaError(_first_line(problem))
+
+    def _shortest(self, matcher: LLMatcher, required: frozenset[bytes]) -> int | None:
+        path = self.closer.path(matcher, WATCHED_ROOM, required)
+        return None if path is None else len(path)
 
     def header_matcher(self, names: tuple[str, ...], index: int) -> LLMatcher:
         return self._headers(names, index).deep_copy()

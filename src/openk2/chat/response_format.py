@@ -7,11 +7,13 @@ named tool leave only the section.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 from llguidance import LLMatcher
 
+from openk2.chat.closing import Closing
 from openk2.chat.constraints import ToolConstraint, ToolGrammars, Words, tool_grammars
 from openk2.chat.lexers import Marker
 from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
@@ -38,23 +40,30 @@ def build_constraint(
     if response_format is None:
         return ToolConstraint.build(tokenizer, tools, tool_choice, first_index, grammar, end_ids=end_ids)
     grammars = tool_grammars(tokenizer)
-    matcher = _reply_matcher(grammars, _schema_json(response_format)).deep_copy()
+    schema = {"type": "object"} if response_format.schema is None else response_format.schema
+    matcher = _reply_matcher(grammars, _schema_json(schema)).deep_copy()
     calls: ToolConstraint | None = None
     if tool_choice.mode == "required" or (tools and tool_choice.mode == "auto"):
         calls = grammars.constraint(tools, tool_choice, first_index, end_ids=end_ids)
         if tool_choice.mode == "required":
             return calls
-    return ReplyConstraint(grammars, matcher, grammars.ends(end_ids), calls)
+    return ReplyConstraint(grammars, matcher, Closing(grammars.closer, schema), grammars.ends(end_ids), calls)
 
 
 class ReplyConstraint:
     """The state of one request whose text is JSON. Make it with `build_constraint`."""
 
     def __init__(
-        self, grammars: ToolGrammars, matcher: LLMatcher, end_ids: tuple[int, ...], calls: ToolConstraint | None
+        self,
+        grammars: ToolGrammars,
+        matcher: LLMatcher,
+        closing: Closing,
+        end_ids: tuple[int, ...],
+        calls: ToolConstraint | None,
     ) -> None:
         self._grammars = grammars
         self._matcher = matcher
+        self._closing = closing
         self._end_ids = end_ids
         self._undecided = calls  # until the first token: what would take over
         self._calls: ToolConstraint | None = None  # what took over
@@ -91,6 +100,14 @@ class ReplyConstraint:
         if not self._matcher.consume_token(token_id):
             raise ProviderError(f"Token {token_id} was generated where the response format does not allow it.")
 
+    def closing_tokens(self, token_id: int, room: int) -> list[int]:
+        """See `TokenConstraint.closing_tokens`."""
+        if self._calls is not None:
+            return self._calls.closing_tokens(token_id, room)
+        if self._undecided is not None or token_id in self._end_ids:
+            return []
+        return self._closing.tokens(self._matcher, token_id, room)
+
     def forced_tokens(self) -> list[int]:
         """Tokens that are the only continuation now: braces, keys, what is left of a word. May be empty."""
         if self._calls is not None:
@@ -102,8 +119,7 @@ class ReplyConstraint:
         return self._grammars.markers[Marker.SECTION_BEGIN]
 
 
-def _schema_json(response_format: ResponseFormat) -> str:
-    schema = {"type": "object"} if response_format.schema is None else response_format.schema
+def _schema_json(schema: Mapping[str, Any]) -> str:
     try:
         return json.dumps(schema)
     except (TypeError, ValueError) as error:

@@ -84,6 +84,13 @@ def literals(texts: Sequence[str]) -> str:
     return "%llguidance {}\nstart: " + " | ".join(map(_quote, texts))
 
 
+def required_names(schema: Mapping[str, Any]) -> frozenset[bytes]:
+    """The keys that any object of a schema document requires, as they stand between their quotes."""
+    lists = [part.get("required") for part in _subschemas(schema)]
+    names = {name for names in lists if isinstance(names, list) for name in names if isinstance(name, str)}
+    return frozenset(json.dumps(name, ensure_ascii=False)[1:-1].encode() for name in names)
+
+
 def _normalise(value: Any, *, base: str, close: bool, sort: bool) -> Any:
     if not isinstance(value, Mapping):
         return value  # a boolean schema, or something malformed that the compiler names

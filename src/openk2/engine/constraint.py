@@ -27,6 +27,14 @@ class TokenConstraint(Protocol):
         """The answer goes on with this token: sampled under the mask, or forced."""
         ...
 
+    def closing_tokens(self, token_id: int, room: int) -> list[int]:
+        """Tokens that end the answer validly within the `room` that are left, in place of the sampled `token_id`.
+
+        Empty: `token_id` may be taken, since what it begins can still be ended in time, or nothing can.
+        Not yet accepted either.
+        """
+        ...
+
     def forced_tokens(self) -> list[int]:
         """Tokens that are the only continuation now, in order; may be empty.
 

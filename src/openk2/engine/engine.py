@@ -202,10 +202,18 @@ class Engine:
     def _append(state: RequestState, sampled: int) -> FinishReason | None:
         """Forced tokens go before a sampled one, which is dropped, and after it.
 
-        All get computed as one chunk; each ends the answer where it would have, sampled alone.
+        All get computed as one chunk; each ends the answer where it would have, sampled alone. Near the limit the
+        grammar may end the answer in the sampled token's place, which is the limit's doing.
         """
         constraint = state.constraint
         pending = constraint.forced_tokens() if constraint is not None and not state.num_answer_tokens else []
+        if constraint is not None and not pending:
+            closing = constraint.closing_tokens(sampled, state.max_total_tokens - len(state.token_ids))
+            for token in closing:
+                state.token_ids.append(token)
+                constraint.accept(token)
+            if closing:
+                return "length"
         pending = pending or [sampled]
         while pending:
             for token in pending:
