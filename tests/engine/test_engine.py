@@ -257,6 +257,23 @@ def test_forced_tokens_are_as_if_sampled(recorder: Make, opening: list[int | str
     assert torch.equal(chunked.logits[-1], single.logits[-1]) or end.keys() & {"stop", "max_tokens"}
 
 
+def test_closing_tokens_end_the_answer_in_the_sampled_ones_place(recorder: Make) -> None:
+    """As the limit's doing, also where they leave some of it."""
+
+    class Closing(Script):
+        def closing_tokens(self, token_id: int, room: int) -> list[int]:
+            assert room == 8 - len(self.accepted)
+            return [] if room > 4 else [40, 11, 12]
+
+    run = recorder()
+    constraint = Closing(["?", 5, 6, "?", "?", 11, 12, 13], True)
+    answer = run.add("r", prompt(9), constraint=constraint, max_tokens=8, stop=[12])
+    run.run()
+    assert answer.tokens[1:3] + answer.tokens[4:] == [5, 6, 40, 11, 12]
+    assert constraint.accepted == answer.tokens
+    assert answer.finish_reason == "length"
+
+
 def test_grammar_fault_ends_its_own_request(recorder: Make) -> None:
     class Refusing(Script):
         def accept(self, token_id: int) -> None:
