@@ -46,7 +46,7 @@ SCHEMAS: dict[str, dict[str, Any]] = {
                 "minItems": 2,
                 "items": {
                     "type": "object",
-                    "properties": {"name": {"type": "string"}, "size": {"type": "number"}, "tags": {"type": "array"}},
+                    "properties": {"name": {"type": "string"}, "size": {"type": "integer"}, "tags": {"type": "array"}},
                     "required": ["name", "size"],
                 },
             }
