@@ -7,12 +7,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any
 
 from openk2.chat.messages import Completion, FinishReason, Message, ToolCall
 from openk2.errors import DataError
 from openk2.evals.cases import Case
+from openk2.evals.lines import LineFile
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def fingerprint_of(case: Case) -> str:
     return hashlib.sha256(json.dumps(question, sort_keys=True, default=list).encode()).hexdigest()[:16]
 
 
-class RecordFile:
+class RecordFile(LineFile):
     """A JSON lines file of records, read when it exists and then added to, line by line.
 
     The first line says which run it belongs to. Raises DataError when that is another run than `run` describes, or
@@ -65,39 +65,26 @@ class RecordFile:
         self.path = path
         self._records: dict[tuple[str, str, bool], Record] = {}
         try:
-            kept = self._read(dict(run)) if path.exists() else 0
-            self._file: TextIO = path.open("a", encoding="utf-8")
-            self._file.truncate(kept)
+            begun = self._read(dict(run)) if path.exists() else False
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror or error}", param=str(path)) from error
-        if not kept:
-            self._write({"run": dict(run)})
+        super().__init__(path)
+        if not begun:
+            self.write({"run": dict(run)})
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
 
     def find(self, case: Case, grammar: bool) -> Record | None:
         return self._records.get((case.id, fingerprint_of(case), grammar))
 
     def add(self, record: Record) -> None:
         self._records[record.case, record.fingerprint, record.grammar] = record
-        self._write(asdict(record))
+        self.write(asdict(record))
 
-    def _write(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def _read(self, run: dict[str, Any]) -> int:
-        """Take in the file's records; returns the number of bytes that are complete lines."""
-        kept = 0
+    def _read(self, run: dict[str, Any]) -> bool:
+        """Take in the file's records; returns whether its first line is whole."""
+        begun = False
         for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), start=1):
             if not line.endswith(b"\n") and number > 1:
                 break
@@ -105,6 +92,7 @@ class RecordFile:
                 entry = json.loads(line)
                 if number == 1:
                     self._check_run(entry["run"], run)
+                    begun = line.endswith(b"\n")
                 else:
                     record = Record(**{**entry, "calls": tuple((name, text) for name, text in entry["calls"])})
                     self._records[record.case, record.fingerprint, record.grammar] = record
@@ -113,8 +101,7 @@ class RecordFile:
                 raise DataError(
                     f"{line_at}: not a record of an evaluation; choose another file", param=str(self.path)
                 ) from error
-            kept += len(line)
-        return kept
+        return begun
 
     def _check_run(self, found: Any, run: dict[str, Any]) -> None:
         if found != run:

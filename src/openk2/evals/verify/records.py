@@ -7,16 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self, TextIO
+from typing import Any, Literal
 
 from openk2.errors import DataError
-from openk2.evals.verify.reply import Call, Reply, calls_of, prompt_tokens_of, text_of
+from openk2.evals.lines import LineFile
+from openk2.evals.verify.reply import Completion, Reply
 from openk2.evals.verify.validity import call_faults
 
 
 @dataclass(frozen=True)
-class Record:
+class Record(Completion):
     """What one request was answered. The keys are the verifier's, but for the last two."""
 
     data_index: int
@@ -55,18 +55,6 @@ class Record:
             first_ms=reply.first_ms,
             faults=reply.faults,
         )
-
-    @property
-    def text(self) -> str:
-        return text_of(self.response)
-
-    @property
-    def calls(self) -> tuple[Call, ...]:
-        return calls_of(self.response)
-
-    @property
-    def prompt_tokens(self) -> int | None:
-        return prompt_tokens_of(self.response)
 
     @property
     def error(self) -> str | None:
@@ -108,7 +96,7 @@ def _record_of(entry: Any) -> Record:
     return record if isinstance(record.response, dict) else Record(**{**asdict(record), "response": {}})
 
 
-class RecordLog:
+class RecordLog(LineFile):
     """The records of a run in a JSON lines file, read when it exists and added to, so that a run resumes."""
 
     def __init__(self, path: Path, hashes: Sequence[str]) -> None:
@@ -120,28 +108,14 @@ class RecordLog:
         if any(record.hash not in hashes[record.data_index - 1 : record.data_index] for record in known):
             raise DataError(f"{path} holds another run; choose another file or remove it", param=str(path))
         self._done = {record.data_index: record for record in known if record.status == "success"}
-        try:
-            kept = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
-            self._file: TextIO = path.open("a", encoding="utf-8")
-            self._file.truncate(kept)
-        except OSError as error:
-            raise DataError(f"cannot write {path}: {error.strerror or error}", param=str(path)) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+        super().__init__(path)
 
     def find(self, index: int) -> Record | None:
         """The successful answer to this request line, when an earlier run has it."""
         return self._done.get(index)
 
     def add(self, record: Record) -> None:
-        self._file.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-        self._file.flush()
+        self.write(asdict(record))
 
 
 def summarize(records: Iterable[Record], model: str, started_at: str, finished_at: str, ms: float) -> dict[str, Any]:

@@ -21,8 +21,37 @@ class Call:
     arguments: str
 
 
+class Completion:
+    """What can be read off a `chat.completion` object, in whatever keeps one."""
+
+    response: Mapping[str, Any]
+
+    @property
+    def text(self) -> str:
+        content = _message(self.response).get("content")
+        return content if isinstance(content, str) else ""
+
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        found = []
+        for call in _dicts(_message(self.response).get("tool_calls")):
+            function = call.get("function")
+            function = function if isinstance(function, dict) else {}
+            arguments = function.get("arguments")
+            if not isinstance(arguments, str):  # the form's fault is noted apart
+                arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
+            found.append(Call(str(call.get("id") or ""), str(function.get("name") or ""), arguments))
+        return tuple(found)
+
+    @property
+    def prompt_tokens(self) -> int | None:
+        usage = self.response.get("usage")
+        count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
+        return count if isinstance(count, int) else None
+
+
 @dataclass(frozen=True)
-class Reply:
+class Reply(Completion):
     """The first choice of one answer."""
 
     status: int
@@ -37,20 +66,8 @@ class Reply:
     duration_ms: float = 0.0
 
     @property
-    def text(self) -> str:
-        return text_of(self.response)
-
-    @property
-    def calls(self) -> tuple[Call, ...]:
-        return calls_of(self.response)
-
-    @property
     def finish_reason(self) -> str | None:
-        return finish_reason_of(self.response)
-
-    @property
-    def prompt_tokens(self) -> int | None:
-        return prompt_tokens_of(self.response)
+        return _finish_reason(self.response)
 
 
 def read_reply(answer: WireAnswer, *, streamed: bool) -> Reply:
@@ -80,32 +97,9 @@ def read_reply(answer: WireAnswer, *, streamed: bool) -> Reply:
     return Reply(answer.status, response, tuple(dict.fromkeys(faults)), None, "", first_ms, total_ms)
 
 
-def text_of(response: Mapping[str, Any]) -> str:
-    content = _message(response).get("content")
-    return content if isinstance(content, str) else ""
-
-
-def calls_of(response: Mapping[str, Any]) -> tuple[Call, ...]:
-    found = []
-    for call in _dicts(_message(response).get("tool_calls")):
-        function = call.get("function")
-        function = function if isinstance(function, dict) else {}
-        arguments = function.get("arguments")
-        if not isinstance(arguments, str):  # the form's fault is noted apart
-            arguments = "" if arguments is None else json.dumps(arguments, ensure_ascii=False)
-        found.append(Call(str(call.get("id") or ""), str(function.get("name") or ""), arguments))
-    return tuple(found)
-
-
-def finish_reason_of(response: Mapping[str, Any]) -> str | None:
+def _finish_reason(response: Mapping[str, Any]) -> str | None:
     reason = _choice(response).get("finish_reason")
     return reason if isinstance(reason, str) else None
-
-
-def prompt_tokens_of(response: Mapping[str, Any]) -> int | None:
-    usage = response.get("usage")
-    count = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-    return count if isinstance(count, int) else None
 
 
 class _UnreadableError(Exception):
@@ -224,7 +218,7 @@ def _body_faults(response: Any) -> list[str]:
             message, code = read_error(json.dumps(response))
             raise _UnreadableError(f"an error with status 200: {message}", code)
         raise _UnreadableError("the answer has no choices")
-    if finish_reason_of(response) is None:
+    if _finish_reason(response) is None:
         raise _UnreadableError("the answer has no finish_reason")
     faults = [] if isinstance(response.get("usage"), dict) else ["no usage"]
     content = _message(response).get("content")
