@@ -74,7 +74,7 @@ def test_resume_refuses_another_architecture_and_a_broken_file(
     trainer = make_trainer(recipe, template, tmp_path)
     assert not trainer.resume()
     trainer.save()
-    other = replace(recipe, model=replace(recipe.model, intermediate_size=128))
+    other = replace(recipe, model=replace(recipe.model, intermediate_size=64))
     with pytest.raises(CheckpointError, match="another architecture"):
         make_trainer(other, template, tmp_path).resume()
     state = tmp_path / "state.pt"
@@ -94,7 +94,7 @@ def test_a_run_can_go_on_from_a_checkpoint(recipe: Recipe, template: ChatTemplat
     second.train_step()
     changed = [name for name, value in weights(second).items() if not torch.equal(value, resumed[name])]
     assert set(changed) >= {name for name in resumed if "norm" not in name}
-    other = replace(recipe, init=str(tmp_path / "checkpoint"), model=replace(recipe.model, intermediate_size=128))
+    other = replace(recipe, init=str(tmp_path / "checkpoint"), model=replace(recipe.model, intermediate_size=64))
     with pytest.raises(ConfigError, match="intermediate_size"):
         make_trainer(other, template, tmp_path / "third")
 

@@ -7,6 +7,7 @@ circuit; training is free to change it.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -17,6 +18,7 @@ from openk2.config import ModelConfig
 from openk2.errors import ConfigError
 from openk2.models import K2Model
 from openk2.models.attention import MLAttention
+from openk2.training.widen import WIDTHS, can_widen, widen_
 
 OUTPUTS = ("o_proj.weight", "down_proj.weight", "down_proj")
 """How the names of the matrices that write to the residual stream end."""
@@ -27,7 +29,8 @@ STACKED_SHARE = 0.5
 def first_model(config: ModelConfig, init: str, seed: int) -> K2Model:
     """A float32 model before its first step; `init` is `structured`, `random`, or a checkpoint folder to go on from.
 
-    Raises ConfigError when the checkpoint is of another architecture. Fewer layers are no difference: it is grown.
+    Raises ConfigError when the checkpoint is of another architecture. Fewer layers and smaller widths are no
+    difference: it is grown (`widen.WIDTHS`).
     """
     model = K2Model(config).float()
     if init == "structured":
@@ -37,11 +40,17 @@ def first_model(config: ModelConfig, init: str, seed: int) -> K2Model:
     else:
         source = load_model(init, dtype=torch.float32)
         theirs, ours = source.config.to_hf(), config.to_hf()
-        free = {"torch_dtype", "num_hidden_layers"}
+        widths = (*WIDTHS, "num_key_value_heads") if can_widen(source.config, config) else ()
+        free = {"torch_dtype", "num_hidden_layers", *widths}
         differing = [k for k, v in theirs.items() if ours.get(k) != v and k not in free]
         if differing or source.config.num_hidden_layers > config.num_hidden_layers:
             names = ", ".join(differing) or "num_hidden_layers"
             raise ConfigError(f"{init} differs from the recipe's model in {names}", param="init")
+        wide = dataclasses.replace(config, num_hidden_layers=source.config.num_hidden_layers)
+        if source.config != wide:
+            narrow, source = source, K2Model(wide).float()
+            random_init_(source, seed)
+            widen_(source, narrow)
         grow_(model, source, seed)
     return model
 
