@@ -40,6 +40,22 @@ class ChatRequest:
             check(self.response_format is None, "a response format holds for whole answers; leave one of the two out")
 
 
+@dataclass(frozen=True)
+class ProviderLoad:
+    """What a provider has to do now, and what it has done since it started."""
+
+    running: int
+    """Answers that are being made, and below: those that wait for their turn."""
+    waiting: int
+    cache_usage: float = 0.0
+    """Share of the cache that running answers hold, 0 to 1."""
+    cache_queries: int = 0
+    """Prompt tokens that were looked for in the prefix cache, and below: those found."""
+    cache_hits: int = 0
+    preemptions: int = 0
+    """Answers that gave up their place for want of cache, and were begun again."""
+
+
 class ChatProvider(Protocol):
     """Our engine (`openk2.llm`), a remote endpoint (`openk2.client`) or a script (`openk2.chat.scripted`)."""
 

@@ -54,6 +54,7 @@ class EngineStats:
 
     running: int
     waiting: int
+    total_blocks: int
     free_blocks: int
     """Blocks that a request can get now; cached ones that nobody holds are among them."""
     cached_blocks: int
@@ -115,6 +116,7 @@ class Engine:
         return EngineStats(
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
+            total_blocks=self.blocks.num_blocks - 1,
             free_blocks=self.blocks.num_available,
             cached_blocks=self.blocks.num_cached,
             prompt_tokens=self.scheduler.num_prompt_tokens,

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from openk2.config import SamplingParams
 from openk2.engine.constraint import TokenConstraint
-from openk2.engine.engine import Engine
+from openk2.engine.engine import Engine, EngineStats
 from openk2.engine.request import EngineRequest, StepOutput
 from openk2.errors import EngineDeadError, OpenK2Error, ProviderError
 
@@ -76,6 +76,11 @@ class EngineClient(Protocol):
     @property
     def is_alive(self) -> bool: ...
 
+    @property
+    def stats(self) -> EngineStats:
+        """As of the end of the last step."""
+        ...
+
     def submit(self, submission: Submission, sink: Sink) -> None:
         """Start a request. Raises EngineDeadError; every later fault goes to `sink`."""
         ...
@@ -96,6 +101,14 @@ class _Abort:
 
 class _Close:
     pass
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """The engine process has loaded."""
+
+    max_model_len: int
+    stats: EngineStats
 
 
 _Command = Submission | _Abort | _Close
@@ -123,12 +136,13 @@ class _Refused:
         return error
 
 
-_Report = StepOutput | _Refused
+_Report = StepOutput | _Refused | EngineStats
 
 
 def _run(parts: EngineParts, receive: Callable[[bool], _Command | None], emit: Callable[[list[_Report]], None]) -> None:
     """Steps while there is work, commands in between. `receive(True)` waits, `receive(False)` returns None at once."""
     engine = parts.engine
+    told = engine.stats()
     while True:
         command = receive(not engine.has_work)
         while command is not None:
@@ -144,10 +158,13 @@ def _run(parts: EngineParts, receive: Callable[[bool], _Command | None], emit: C
                         fault = ProviderError(f"the engine refused the request: {_describe(error)}")
                         emit([_Refused.of(command.request_id, error, fault)])
             command = receive(False)
-        if engine.has_work:
-            reports: list[_Report] = list(engine.step())
-            if reports:
-                emit(reports)
+        reports: list[_Report] = list(engine.step()) if engine.has_work else []
+        stats = engine.stats()
+        if stats != told:
+            reports.append(stats)
+            told = stats
+        if reports:
+            emit(reports)
 
 
 def _engine_request(submission: Submission, parts: EngineParts) -> EngineRequest:
@@ -168,7 +185,8 @@ def _describe(error: Exception) -> str:
 class _Sinks:
     """Who waits for which request; knows once and for all when the engine is dead."""
 
-    def __init__(self) -> None:
+    def __init__(self, stats: EngineStats) -> None:
+        self.stats = stats
         self._lock = threading.Lock()
         self._sinks: dict[str, Sink] = {}
         self._death: str | None = None
@@ -191,6 +209,9 @@ class _Sinks:
 
     def deliver(self, reports: list[_Report]) -> None:
         for report in reports:
+            if isinstance(report, EngineStats):
+                self.stats = report
+                continue
             is_last = isinstance(report, _Refused) or report.finish_reason is not None
             with self._lock:
                 sink = self._sinks.pop(report.request_id, None) if is_last else self._sinks.get(report.request_id)
@@ -215,13 +236,17 @@ class ThreadEngine:
         parts = build()
         self.max_model_len = parts.engine.max_model_len
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
-        self._sinks = _Sinks()
+        self._sinks = _Sinks(parts.engine.stats())
         self._thread = threading.Thread(target=self._serve, args=(parts,), name="openk2-engine", daemon=True)
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
         return self._sinks.is_alive
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._sinks.stats
 
     def submit(self, submission: Submission, sink: Sink) -> None:
         self._sinks.add(submission.request_id, sink)
@@ -265,8 +290,9 @@ class ProcessEngine:
         )
         self._process.start()
         theirs.close()
-        self._sinks = _Sinks()
-        self.max_model_len = self._await_ready()
+        ready = self._await_ready()
+        self._sinks = _Sinks(ready.stats)
+        self.max_model_len = ready.max_model_len
         self._outbox: queue.SimpleQueue[_Command | None] = queue.SimpleQueue()
         # Writing has a thread too: a long prompt may not fit into the pipe until the engine ends its step.
         self._threads = [
@@ -279,6 +305,10 @@ class ProcessEngine:
     @property
     def is_alive(self) -> bool:
         return self._sinks.is_alive
+
+    @property
+    def stats(self) -> EngineStats:
+        return self._sinks.stats
 
     @property
     def pid(self) -> int:
@@ -305,14 +335,14 @@ class ProcessEngine:
             thread.join(CLOSE_SECONDS)
         self._connection.close()
 
-    def _await_ready(self) -> int:
-        """The engine's window, once it has loaded."""
+    def _await_ready(self) -> _Ready:
+        """What the engine says once it has loaded."""
         wait([self._connection, self._process.sentinel])
         try:
             first = self._connection.recv() if self._connection.poll() else None
         except (EOFError, OSError):
             first = None
-        if isinstance(first, int):
+        if isinstance(first, _Ready):
             return first
         self._process.join(CLOSE_SECONDS)
         self._connection.close()
@@ -363,7 +393,7 @@ def _process_main(connection: Connection, build: Builder, parent: int) -> None:
         return connection.recv()
 
     try:
-        connection.send(parts.engine.max_model_len)
+        connection.send(_Ready(parts.engine.max_model_len, parts.engine.stats()))
         _run(parts, receive, connection.send)
     except (EOFError, OSError):
         return  # the parent is gone

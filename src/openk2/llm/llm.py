@@ -24,7 +24,7 @@ from openk2.chat.events import ChatEvent, collect
 from openk2.chat.ids import count_calls
 from openk2.chat.messages import Completion, Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.parser import ReplyParser
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, ProviderLoad
 from openk2.chat.template import ChatTemplate
 from openk2.checkpoint import load_generation_config
 from openk2.config import SamplingParams
@@ -103,6 +103,19 @@ class LLM:
     @property
     def is_alive(self) -> bool:
         return self._engine.is_alive
+
+    @property
+    def load(self) -> ProviderLoad:
+        """As of the end of the engine's last step."""
+        stats = self._engine.stats
+        return ProviderLoad(
+            running=stats.running,
+            waiting=stats.waiting,
+            cache_usage=1 - stats.free_blocks / stats.total_blocks,
+            cache_queries=stats.prompt_tokens,
+            cache_hits=stats.cached_tokens,
+            preemptions=stats.preemptions,
+        )
 
     def close(self) -> None:
         """End the engine; requests that still run get EngineDeadError."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openk2 import __version__
-from openk2.chat.provider import ChatProvider, ChatRequest
+from openk2.chat.provider import ChatProvider, ChatRequest, ProviderLoad
 from openk2.errors import ModelNotFoundError, OverloadedError
 from openk2.server.settings import KIMI_MODEL_NAMES
 
@@ -74,6 +74,12 @@ class ModelSlot:
     def max_model_len(self) -> int | None:
         """Tokens of the window, when the provider knows it."""
         return self._filled.max_model_len
+
+    @property
+    def load(self) -> ProviderLoad | None:
+        """What the provider has to do, when it tells (by `load`)."""
+        load = getattr(self.provider, "load", None)
+        return load if isinstance(load, ProviderLoad) else None
 
     def count_prompt_tokens(self, request: ChatRequest) -> int | None:
         """Tokens of the prompt that the request becomes, when the provider can tell without answering it."""
