@@ -215,7 +215,15 @@ async def test_what_may_begin_a_stop_string_is_held_back_and_then_given(scripted
     assert llm.chat(HELLO, sampling=SamplingParams(stop=("END",))).message.content == "ab EN"
 
 
-def test_stop_strings_are_not_looked_for_in_arguments(scripted: Any) -> None:
+@pytest.mark.parametrize("size", [1, 1000])
+def test_stop_strings_are_not_looked_for_before_the_fewest_tokens(scripted: Any, size: int) -> None:
+    llm, _ = scripted("ab END cd END e<|im_end|>", size=size)
+    sampling = SamplingParams(stop=("END",), min_tokens=len(llm.tokenizer.encode("ab END c")))
+    assert llm.chat(HELLO, sampling=sampling).message.content == "ab END cd "
+    assert llm.generate("x", sampling).text == "ab END cd "
+
+
+def test_stop_strings_are_not_looked_for_in_in_arguments(scripted: Any) -> None:
     llm, _ = scripted(_section(_call(0, "search", '{"q": "x END y"}')) + "<|im_end|>")
     completion = llm.chat(HELLO, tools=[SEARCH], sampling=SamplingParams(stop=("END",)))
     assert completion.finish_reason == "tool_calls"
@@ -254,6 +262,10 @@ def test_sampling_is_the_requests_then_the_checkpoints_then_the_default(
     assert resolved(temperature=0.3, top_p=0.9, top_k=5, min_p=0.1).top_p == 0.9
     assert resolved(SamplingParams(temperature=1.0), do_sample=False).temperature == 1.0
     assert resolved(SamplingParams(top_k=7), top_k=5).top_k == 7
+    monkeypatch.setattr(llm, "sampling_defaults", SamplingParams(temperature=0.9, top_k=3))
+    assert resolved(temperature=0.3, do_sample=False).temperature == 0.9
+    assert resolved(SamplingParams(temperature=0.0), temperature=0.3).temperature == 0.0
+    assert (resolved(top_k=5).top_k, resolved(top_p=0.9).top_p, resolved().min_p) == (3, 0.9, None)
     room = 512 - len(engine.submitted[-1].prompt_token_ids)
     assert resolved().max_tokens == room
     assert resolved(SamplingParams(max_tokens=5)).max_tokens == 5

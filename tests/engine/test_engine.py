@@ -138,6 +138,29 @@ def test_answers_are_not_cached(recorder: Make) -> None:
     assert again.cached_tokens == 8
 
 
+def test_ends_of_the_request_and_the_fewest_tokens(recorder: Make) -> None:
+    """And a batch changes nothing about them."""
+    run = recorder()
+    free = run.add("free", prompt(20), max_tokens=12)
+    run.run()
+    first, third = free.tokens[0], free.tokens[2]
+    assert third not in free.tokens[:2]
+    ended = run.add("ended", prompt(20), stop_token_ids=(third,), ignore_eos=True)
+    alone = run.add("alone", prompt(20), stop=[first], min_tokens=6)
+    run.run()
+    assert (ended.tokens, ended.finish_reason) == (free.tokens[:3], "stop")
+    assert first not in alone.tokens[:6] and len(alone.tokens) >= 7
+    others = [run.add(str(i), prompt(30, seed=i), temperature=1.0, logit_bias=((i, 3.0),)) for i in range(3)]
+    run.step()
+    together = run.add("together", prompt(20), stop=[first], min_tokens=6)
+    run.run()
+    assert together.tokens == alone.tokens
+    assert all(torch.equal(a, b) for a, b in zip(together.logits, alone.logits, strict=True))
+    assert all(other.finish_reason == "length" for other in others)
+    with pytest.raises(RequestError, match="97"):
+        run.add("strange", prompt(5), logit_bias=((97, 1.0),))
+
+
 def test_seeded_answers_do_not_depend_on_company(recorder: Make) -> None:
     run = recorder()
     alone = run.add("alone", prompt(20), temperature=1.5, seed=3)

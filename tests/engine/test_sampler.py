@@ -77,6 +77,45 @@ def test_penalties(sampling: dict[str, float], token: int) -> None:
     assert sample(LOGITS.repeat(2, 1), [said, request(temperature=0)]) == [token, 1]
 
 
+@pytest.mark.parametrize(
+    ("bias", "token"),
+    [(((2, 1.05),), 2), (((2, 0.95),), 1), (((1, -100.0), (3, 2.9)), 2), (((1, -100.0), (3, 3.1)), 3)],
+)
+def test_logit_bias(bias: tuple[tuple[int, float], ...], token: int) -> None:
+    """Added to the logits, before the temperature; what the grammar forbids stays forbidden."""
+    asked = request(temperature=0, logit_bias=bias)
+    assert sample(LOGITS.repeat(2, 1), [asked, request(temperature=0)]) == [token, 1]
+    drawn = [request(temperature=1e-3, logit_bias=bias, answered=i) for i in range(20)]
+    assert sample(LOGITS.repeat(20, 1), drawn) == [token] * 20
+
+    class OnlyZero:
+        def fill_mask(self, words: np.ndarray) -> bool:
+            words[0] = 1
+            return True
+
+    assert sample(LOGITS.repeat(1, 1), [request(OnlyZero(), temperature=0, logit_bias=bias)]) == [0]
+
+
+def test_the_end_does_not_come_before_the_fewest_tokens() -> None:
+    """Unless the grammar leaves nothing else."""
+
+    class Allows:
+        def __init__(self, *tokens: int) -> None:
+            self.bits = sum(1 << token for token in tokens)
+
+        def fill_mask(self, words: np.ndarray) -> bool:
+            words[0] = self.bits
+            return True
+
+    def asked(answered: int, constraint: object = None) -> RequestState:
+        params = SamplingParams(temperature=0, min_tokens=2)
+        ends = frozenset({1, 2, 10**6})
+        return RequestState("r", [0] * (1 + answered), 1, 100, params, 0, ends, constraint)  # type: ignore[arg-type]
+
+    rows = [asked(0), asked(1), asked(2), asked(0, Allows(1, 3)), asked(0, Allows(1, 2)), asked(2, Allows(1, 3))]
+    assert sample(LOGITS.repeat(6, 1), rows) == [0, 0, 1, 3, 1, 1]
+
+
 def test_repetition_counts_the_prompt_and_makes_negative_logits_smaller() -> None:
     said = RequestState("r", [0, 3], 2, 100, SamplingParams(temperature=0, repetition_penalty=2), 0, frozenset(), None)
     logits = torch.tensor([[3.0, -9.0, 1.4, -0.5, -9.0]])

@@ -54,7 +54,7 @@ def test_settings_are_those_of_chats() -> None:
         ("suffix", {"suffix": "end"}),
         ("best_of", {"best_of": 2}),
         ("logprobs", {"logprobs": 6}),
-        ("logit_bias", {"logit_bias": {"5": 1}}),
+        ("logit_bias.x", {"logit_bias": {"x": 1}}),
         ("frequency_penalty", {"frequency_penalty": 3}),
         ("n", {"n": 0}),
         ("stop", {"stop": 3}),

@@ -104,7 +104,10 @@ def test_responses(server: RunningServer) -> None:
 
 def test_another_server_is_asked_and_read_alike(server: RunningServer) -> None:
     """A request through the client's body, and an answer through its reader, are the same again."""
-    sampling = SamplingParams(logprobs=2, frequency_penalty=0.5, presence_penalty=-1, repetition_penalty=1.2, min_p=0.1)
+    sampling = SamplingParams(
+        logprobs=2, frequency_penalty=0.5, presence_penalty=-1, repetition_penalty=1.2, min_p=0.1, min_tokens=3,
+        logit_bias=((5, 1.5),), stop_token_ids=(7,),
+    )  # fmt: skip
     request = read_chat_completion({"messages": [USER]}).choice_requests()[0]
     asked = request_body(ChatRequest(request.messages, sampling=sampling), "kimi-k2")
     assert read_chat_completion(asked).choice_requests()[0].sampling == sampling

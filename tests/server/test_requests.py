@@ -109,7 +109,16 @@ WRONG: list[tuple[str | None, dict]] = [
     ("frequency_penalty", {"frequency_penalty": 2.5}),
     ("presence_penalty", {"presence_penalty": -3}),
     ("repetition_penalty", {"repetition_penalty": 0}),
-    ("logit_bias", {"logit_bias": {"5": 10}}),
+    ("logit_bias", {"logit_bias": [5]}),
+    ("logit_bias.five", {"logit_bias": {"five": 1}}),
+    ("logit_bias.05", {"logit_bias": {"05": 1}}),
+    ("logit_bias.5", {"logit_bias": {"5": "1"}}),
+    ("logit_bias.5", {"logit_bias": {"5": -101}}),
+    ("min_tokens", {"min_tokens": -1}),
+    ("min_tokens", {"min_tokens": 6, "max_tokens": 5}),
+    ("stop_token_ids", {"stop_token_ids": 5}),
+    ("stop_token_ids[1]", {"stop_token_ids": [5, -1]}),
+    ("include_stop_str_in_output", {"include_stop_str_in_output": True}),
     ("modalities", {"modalities": ["text", "audio"]}),
     ("functions", {"functions": []}),
 ]  # fmt: skip
@@ -207,6 +216,9 @@ def test_sampling():
     assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.min_p) == (0, 1, 0, 0.1)
     assert (sampling.seed, sampling.stop, sampling.max_tokens) == (-5, ("END",), 9)
     assert read().sampling.temperature is None  # the checkpoint's default decides
+    sampling = read(logit_bias={"5": -100, "0": 1.5}, min_tokens=3, max_tokens=3, stop_token_ids=[7, 8]).sampling
+    assert sampling.logit_bias == ((5, -100.0), (0, 1.5))
+    assert (sampling.min_tokens, sampling.stop_token_ids) == (3, (7, 8))
 
 
 def test_harmless_and_unknown_parameters_are_ignored_and_reported():

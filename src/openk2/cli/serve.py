@@ -33,6 +33,9 @@ def command(
     max_model_len: int | None = typer.Option(
         None, min=1, help="Tokens of the window; default: what the model was made for."
     ),
+    override_generation_config: str | None = typer.Option(
+        None, help="JSON of sampling settings for requests that say nothing, such as '{\"temperature\": 0.3}'."
+    ),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     api_key_file: Path | None = typer.Option(
         None, help="File of accepted API keys, one a line; the variable OPENK2_API_KEY adds one."
@@ -56,6 +59,7 @@ def command(
             param="tensor_parallel_size",
         )
 
+    from openk2.config import SamplingParams
     from openk2.server.run import run_server
     from openk2.server.settings import ServerSettings, read_api_keys
 
@@ -67,10 +71,19 @@ def command(
         response_store=response_store,
     )
 
+    sampling_defaults = SamplingParams.from_generation_config(override_generation_config or "{}")
+
     def load() -> ChatProvider:
         from openk2.llm import LLM
 
-        return LLM(model, device=device, tokenizer=tokenizer, max_model_len=max_model_len, engine_process=True)
+        return LLM(
+            model,
+            device=device,
+            tokenizer=tokenizer,
+            max_model_len=max_model_len,
+            sampling_defaults=sampling_defaults,
+            engine_process=True,
+        )
 
     def on_listening(url: str) -> None:
         _say(f"openk2 listens on {url}; loading {model} ...")

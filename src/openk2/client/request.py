@@ -11,8 +11,8 @@ _SAMPLING = (
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "topk",
     "frequency_penalty", "presence_penalty", "repetition_penalty",
 )  # fmt: skip
-"""Sent as they are. top_k, min_p, repetition_penalty and topk, like ignore_eos, are beyond OpenAI's API; the engines
-for open models take them at the top level."""
+"""Sent as they are. top_k, min_p, repetition_penalty and topk, like stop_token_ids, min_tokens and ignore_eos, are
+beyond OpenAI's API; the engines for open models take them at the top level."""
 
 
 def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
@@ -39,6 +39,12 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
             body[name] = getattr(sampling, name)
     if sampling.stop:
         body["stop"] = list(sampling.stop)
+    if sampling.logit_bias:
+        body["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
+    if sampling.stop_token_ids:
+        body["stop_token_ids"] = list(sampling.stop_token_ids)
+    if sampling.min_tokens:
+        body["min_tokens"] = sampling.min_tokens
     if sampling.ignore_eos:
         body["ignore_eos"] = True
     if sampling.logprobs is not None:

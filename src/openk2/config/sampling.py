@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
-from openk2.errors import RequestError
+from openk2.errors import ConfigError, RequestError
+
+_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+"""What a `generation_config.json` may say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +30,16 @@ class SamplingParams:
     """The same, once for each token that stands in the answer."""
     repetition_penalty: float | None = None
     """Divides positive logits, and multiplies negative ones, of the tokens of prompt and answer; None or 1 does not."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit)"""
     seed: int | None = None
     """With a seed, results do not depend on scheduling; without one, a fresh seed is drawn for each request."""
     stop: tuple[str, ...] = ()
     """Texts that end the answer; never part of it."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end the answer as the model's own ends of a turn do, and with `ignore_eos` in place of them."""
+    min_tokens: int = 0
+    """Fewest tokens: before them no stop string and no token ends the answer, unless a grammar leaves only its end."""
     ignore_eos: bool = False
     logprobs: int | None = None
     """Tell the log probability of each token, and of so many of the most likely ones; None tells nothing."""
@@ -51,6 +61,28 @@ class SamplingParams:
             check(name, value is None or -2 <= value <= 2, "between -2 and 2")
         repetition = self.repetition_penalty
         check("repetition_penalty", repetition is None or 0 < repetition <= 2, "above 0 and at most 2")
+        check("min_tokens", self.min_tokens >= 0, "at least 0")
         check("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20")
         check("stop", len(self.stop) <= 4 and all(self.stop), "at most 4 non-empty strings")
         check("topk", self.topk is None or self.topk >= 1, "at least 1")
+
+    @classmethod
+    def from_generation_config(cls, text: str) -> SamplingParams:
+        """Settings in the spelling of `generation_config.json`. Raises ConfigError for any other, and for wrong values."""
+        try:
+            values = json.loads(text)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise ConfigError(f'sampling settings are a JSON object such as {{"temperature": 0.3}}, not {text!r}')
+        for name, value in values.items():
+            if name not in _DEFAULTS:
+                raise ConfigError(
+                    f"sampling settings have no {name!r}; they may have {', '.join(_DEFAULTS)}", param=name
+                )
+            if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
+                raise ConfigError(f"{name} must be a number, not {value!r}", param=name)
+        try:
+            return cls(**values)
+        except RequestError as error:
+            raise ConfigError(str(error), param=error.param) from None

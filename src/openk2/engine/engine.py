@@ -129,7 +129,8 @@ class Engine:
         """Queue a request.
 
         Raises ContextLengthError for a prompt that leaves no room for an answer, RequestError for an empty prompt, ids
-        outside the vocabulary, an expert budget above the model's, or a request id that is in use.
+        outside the vocabulary (also in the logit bias), an expert budget above the model's, or a request id that is in
+        use.
         """
         prompt, sampling = list(request.prompt_token_ids), request.sampling
         if request.request_id in self._requests:
@@ -142,6 +143,9 @@ class Engine:
         strangers = [token for token in prompt if not 0 <= token < vocab_size]
         if strangers:
             raise RequestError(f"token id {strangers[0]} is outside the vocabulary of {vocab_size}", param="prompt")
+        strangers = [token for token, _ in sampling.logit_bias if not 0 <= token < vocab_size]
+        if strangers:
+            raise RequestError(f"token id {strangers[0]} is outside the vocabulary of {vocab_size}", param="logit_bias")
         if sampling.topk is not None and sampling.topk > self.model_config.num_experts_per_tok:
             raise RequestError(
                 f"topk must be at most {self.model_config.num_experts_per_tok}, the experts per token of this model, "
@@ -156,7 +160,9 @@ class Engine:
             max_total_tokens=len(prompt) + min(sampling.max_tokens or longest, longest),
             sampling=sampling,
             seed=secrets.randbits(63) if sampling.seed is None else sampling.seed,
-            stop_token_ids=frozenset() if sampling.ignore_eos else request.stop_token_ids,
+            stop_token_ids=frozenset(sampling.stop_token_ids).union(
+                () if sampling.ignore_eos else request.stop_token_ids
+            ),
             constraint=request.constraint,
         )
         self._requests[state.request_id] = state

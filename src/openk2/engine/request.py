@@ -22,7 +22,7 @@ class EngineRequest:
     """Resolved: what is None here is off (top_k, top_p, min_p, topk, penalties, logprobs), the window (max_tokens) or
     drawn (seed)."""
     stop_token_ids: frozenset[int] = frozenset()
-    """Tokens that end the answer, the last of its tokens; unheeded with `ignore_eos`."""
+    """Tokens that end the answer, the last of its tokens; unheeded with `ignore_eos`, unlike those of `sampling`."""
     constraint: TokenConstraint | None = None
 
 

@@ -37,8 +37,8 @@ class Failure:
 def sample(logits_BV: Tensor, requests: Sequence[RequestState]) -> list[int | Failure]:
     """The next token of each request, or why there is none.
 
-    logits_BV: float32; those of tokens that a request's grammar forbids become -inf in place. A row's result depends on
-    that row alone.
+    logits_BV: float32; those of tokens that may not come become -inf in place: what the request's grammar forbids, and
+    the answer's end before its fewest tokens. A row's result depends on that row alone.
     """
     failures: dict[int, Failure] = {}
     usable = logits_BV.isfinite().all(-1)
@@ -80,13 +80,13 @@ def certain(token: int, count: int) -> TokenLogprobs:
 
 
 def _penalized(logits_BV: Tensor, requests: Sequence[RequestState]) -> Tensor:
-    """The logits less the requests' penalties; the given ones where there are none."""
+    """The logits with the requests' biases and less their penalties; the given ones where there are none."""
     penalized: Tensor | None = None
     for row, request in enumerate(requests):
         sampling = request.sampling
         repetition = sampling.repetition_penalty or 1.0
         frequency, presence = sampling.frequency_penalty or 0.0, sampling.presence_penalty or 0.0
-        if repetition == 1 and not frequency and not presence:
+        if repetition == 1 and not frequency and not presence and not sampling.logit_bias:
             continue
         if penalized is None:
             penalized = logits_BV.clone()
@@ -96,6 +96,9 @@ def _penalized(logits_BV: Tensor, requests: Sequence[RequestState]) -> Tensor:
         answer = torch.tensor(request.token_ids[request.num_prompt_tokens :], dtype=torch.long, device=seen.device)
         said, counts = answer.unique(return_counts=True)
         penalized[row, said] -= frequency * counts + presence
+        if sampling.logit_bias:
+            ids, biases = zip(*sampling.logit_bias, strict=True)
+            penalized[row, torch.tensor(ids, device=seen.device)] += torch.tensor(biases, device=seen.device)
     return logits_BV if penalized is None else penalized
 
 
@@ -105,7 +108,16 @@ def _temperature(request: RequestState) -> float:
 
 
 def _mask(request: RequestState, vocab_size: int) -> NDArray[np.bool_] | None:
-    """Which tokens the request's grammar allows: (vocab_size,); None where all are."""
+    """Which tokens may come next: (vocab_size,); None where all may."""
+    allowed = _allowed_by_grammar(request, vocab_size)
+    if request.num_answer_tokens >= request.sampling.min_tokens:
+        return allowed
+    going_on = np.ones(vocab_size, np.bool_) if allowed is None else allowed.copy()
+    going_on[[token for token in request.stop_token_ids if token < vocab_size]] = False
+    return going_on if going_on.any() else allowed  # a grammar that leaves only the end has its way
+
+
+def _allowed_by_grammar(request: RequestState, vocab_size: int) -> NDArray[np.bool_] | None:
     if request.constraint is None:
         return None
     words = np.zeros(-(-vocab_size // 32), dtype=np.int32)

@@ -60,7 +60,9 @@ def _overlap(text: str, stop: str) -> int:
 class Answer:
     """One chat answer: engine outputs to events, the last of which is `Finished`."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, parser: ReplyParser, stop: Sequence[str]) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_tokens: int, parser: ReplyParser, stop: Sequence[str], min_tokens: int = 0
+    ) -> None:
         self.is_finished = False
         self.engine_finished = False
         self._usage = Usage(prompt_tokens)
@@ -69,6 +71,7 @@ class Answer:
         self._lexer = TokenLexer(tokenizer)
         self._parser = parser
         self._stop = StopStrings(stop)
+        self._min_tokens = min_tokens
         self._logprobs = PendingLogprobs(tokenizer)
 
     def feed(self, outcome: Outcome) -> list[ChatEvent]:
@@ -102,7 +105,8 @@ class Answer:
         """Append `parsed` to `events`, its prose as far as it is certain; the stop string that ended it, if one did."""
         for event in parsed:
             if isinstance(event, TextDelta):
-                text, stop = self._stop.push(event.text)
+                is_early = self._usage.completion_tokens < self._min_tokens
+                text, stop = (event.text, None) if is_early else self._stop.push(event.text)
                 if text:
                     events.append(TextDelta(text, self._logprobs.take(text)))
                 if stop is not None:
@@ -126,13 +130,14 @@ class Answer:
 class RawAnswer:
     """One raw continuation."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stop: Sequence[str], min_tokens: int = 0) -> None:
         self.is_finished = False
         self.engine_finished = False
         self._usage = Usage(prompt_tokens)
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(tokenizer)
         self._stop = StopStrings(stop)
+        self._min_tokens = min_tokens
         self._logprobs = PendingLogprobs(tokenizer)
         self._text: list[str] = []
         self._ids: list[int] = []
@@ -171,7 +176,7 @@ class RawAnswer:
 
     def _add(self, text: str) -> None:
         self._logprobs.saw(text)
-        certain, stop = self._stop.push(text)
+        certain, stop = (text, None) if len(self._ids) < self._min_tokens else self._stop.push(text)
         self._text.append(certain)
         if stop is not None:
             self.is_finished, self._reason, self._stop_string = True, "stop", stop

@@ -50,6 +50,7 @@ class LLM:
     dtype: of weights and cache; None is the stored one, but float32 for bfloat16 where `serving_dtype` says so.
     tokenizer: a folder, or an embedded model's name, whose tokenizer and template are used in place of the model's.
     max_model_len: prompt plus answer, in tokens; None is the model's own window.
+    sampling_defaults: what holds where a request says nothing, before the checkpoint's `generation_config.json`.
     engine_process: run the engine in a process of its own, as a server should. Programs that set it guard their main
     module by `if __name__ == "__main__"`.
 
@@ -64,6 +65,7 @@ class LLM:
         dtype: torch.dtype | None = None,
         tokenizer: str | Path | None = None,
         max_model_len: int | None = None,
+        sampling_defaults: SamplingParams | None = None,
         engine_process: bool = False,
         engine_config: EngineConfig | None = None,
     ) -> None:
@@ -82,6 +84,7 @@ class LLM:
             )
         self.template = ChatTemplate.from_folder(self.tokenizer, tokenizer_folder)
         self.generation_config = {} if source.folder is None else load_generation_config(source.folder)
+        self.sampling_defaults = sampling_defaults or SamplingParams()
         self.stop_token_ids = self._stop_token_ids(own_tokenizer=tokenizer is None)
         self.fingerprint = source.fingerprint()
         engine_config = engine_config or EngineConfig()
@@ -217,16 +220,17 @@ class LLM:
             uuid.uuid4().hex, prompt, replace(sampling, stop=()), self.stop_token_ids, constraint=constraint
         )
         names = [tool.name for tool in request.tools]
-        return submission, Answer(self.tokenizer, len(prompt), ReplyParser(first_index, names), sampling.stop)
+        parser = ReplyParser(first_index, names)
+        return submission, Answer(self.tokenizer, len(prompt), parser, sampling.stop, sampling.min_tokens)
 
     def _prepare_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[Submission, RawAnswer]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         resolved = self._resolve(sampling, len(ids))
         submission = Submission(uuid.uuid4().hex, ids, replace(resolved, stop=()), self.stop_token_ids)
-        return submission, RawAnswer(self.tokenizer, len(ids), resolved.stop)
+        return submission, RawAnswer(self.tokenizer, len(ids), resolved.stop, resolved.min_tokens)
 
     def _resolve(self, sampling: SamplingParams, prompt_tokens: int) -> SamplingParams:
-        """Settings of the request, else of generation_config.json, else the defaults; checked against this model."""
+        """Settings of the request, else the server's, else of generation_config.json, else the default; checked."""
         if prompt_tokens >= self.max_model_len:
             raise ContextLengthError(prompt_tokens=prompt_tokens, max_model_len=self.max_model_len)
         if sampling.topk is not None and sampling.topk > self.config.num_experts_per_tok:
@@ -234,21 +238,16 @@ class LLM:
                 f"topk must be at most {self.config.num_experts_per_tok}, not {sampling.topk}", param="topk"
             )
         room = self.max_model_len - prompt_tokens
-        defaults = self.generation_config
-        temperature = defaults.get("temperature", DEFAULT_TEMPERATURE) if defaults.get("do_sample", True) else 0.0
+        stated = {"temperature": DEFAULT_TEMPERATURE, **self.generation_config}
+        if not stated.get("do_sample", True):
+            stated["temperature"] = 0.0
 
-        def first(value: Any, key: str) -> Any:
-            return defaults.get(key) if value is None else value
+        def first(key: str) -> Any:
+            given = (getattr(sampling, key), getattr(self.sampling_defaults, key), stated.get(key))
+            return next((value for value in given if value is not None), None)
 
-        return replace(
-            sampling,
-            max_tokens=min(sampling.max_tokens or room, room),
-            temperature=temperature if sampling.temperature is None else sampling.temperature,
-            top_p=first(sampling.top_p, "top_p"),
-            top_k=first(sampling.top_k, "top_k"),
-            min_p=first(sampling.min_p, "min_p"),
-            repetition_penalty=first(sampling.repetition_penalty, "repetition_penalty"),
-        )
+        keys = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return replace(sampling, max_tokens=min(sampling.max_tokens or room, room), **{key: first(key) for key in keys})
 
     def _stop_token_ids(self, *, own_tokenizer: bool) -> frozenset[int]:
         """The end of a turn, and what the checkpoint's two configs call the end: they differ in K2's own files."""

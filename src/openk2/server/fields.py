@@ -36,6 +36,28 @@ def wrong_value(path: str, message: str) -> RequestError:
     return RequestError(f"Invalid value for '{path}': {message}.", param=path)
 
 
+def _checked_integer(value: object, path: str, minimum: int | None, maximum: int | None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise wrong_type(path, "an integer", value)
+    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+        bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise wrong_value(path, f"it must be {bounds}, not {value}")
+    return value
+
+
+def checked_number(value: object, path: str) -> float:
+    """Raises RequestError for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(path, "a number", value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise wrong_value(path, "it must be finite")
+    return number
+
+
 class Fields:
     """One JSON object. `null` counts as absent, as it does at OpenAI; each method raises RequestError."""
 
@@ -87,28 +109,16 @@ class Fields:
 
     def integer(self, key: str, minimum: int | None = None, maximum: int | None = None) -> int | None:
         value = self.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise wrong_type(self.at(key), "an integer", value)
-        if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
-            bounds = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-            raise wrong_value(self.at(key), f"it must be {bounds}, not {value}")
-        return value
+        return None if value is None else _checked_integer(value, self.at(key), minimum, maximum)
+
+    def integers(self, key: str, minimum: int | None = None, maximum: int | None = None) -> tuple[int, ...]:
+        """() when absent."""
+        values = enumerate(self.array(key) or [])
+        return tuple(_checked_integer(value, self.at(f"{key}[{i}]"), minimum, maximum) for i, value in values)
 
     def number(self, key: str) -> float | None:
         value = self.get(key)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise wrong_type(self.at(key), "a number", value)
-        try:
-            number = float(value)
-        except OverflowError:
-            number = math.inf
-        if not math.isfinite(number):
-            raise wrong_value(self.at(key), "it must be finite")
-        return number
+        return None if value is None else checked_number(value, self.at(key))
 
     def array(self, key: str) -> list[Any] | None:
         value = self.get(key)
