@@ -15,7 +15,8 @@ from openk2.chat.template import ChatTemplate
 from openk2.errors import ConfigError
 from openk2.tokenizer import Tokenizer
 from openk2.training.data import conversations
-from openk2.training.guides import DECISION, KINDS, GuideLoss, find_guides
+from openk2.training.guide_loss import GuideLoss
+from openk2.training.guides import DECISION, KINDS, find_guides
 from openk2.training.packing import render_example
 from openk2.training.recipe import GuidesConfig, Recipe
 
@@ -69,6 +70,12 @@ def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> Non
     assert [r.split(" -> ")[0] for r in rows["tool"]] == ["functions.", "assistant<|im_middle|>"]
     assert all("part" in r.split(" -> ")[1] for r in rows["request"])
     assert len(rows["parameter"]) == 1 and "part" in rows["parameter"][0].split(" -> ")[1]
+    ends = [r.split(" -> ")[0] for r in rows["key_of"]]
+    assert [r.split(" -> ") for r in rows["key_of"]] == [[ends[0], "title"], [ends[1], "part"]]
+    assert [r.split(" -> ")[1] for r in rows["told_of"]] == ["Which list", "part"]
+    assert all(end.endswith("}}") or "}" in end for end in ends)
+    assert rows["bound"] == [" red -> " + rows["slot"][0].split(" -> ")[1]]
+    assert rows["slot"][0].startswith('": "') and "}" in rows["slot"][0].split(" -> ")[1]
     assert [r.split(" -> ")[0] for r in rows["decision"]] == [
         "assistant<|im_middle|>",
         "functions.",
@@ -81,6 +88,18 @@ def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> Non
     ], "call or answer, which tool, which key, what kind of value, which value, where it ends, whether one more follows"
     copied = "".join(r.split(" -> ")[1] for r in rows["source"])
     assert "red" in copied and "box" in copied and "77" in copied
+
+
+def test_a_value_whose_parameter_is_named_after_it_is_not_bound(nano_template: ChatTemplate) -> None:
+    tools = (spec("delete", "Throw away", part="The part", level="How much"),)
+    call = ToolCall("functions.delete:0", "delete", '{"level": "high", "part": "red box"}')
+    messages = (
+        Message("user", "delete red box as the part level high please"),
+        Message("assistant", None, tool_calls=(call,)),
+    )
+    rows = told(nano_template, tools, messages)
+    assert len(rows["slot"]) == 2
+    assert [r.split(" -> ")[0] for r in rows["bound"]] == [" high"]
 
 
 def test_names_with_one_start_are_guided_where_they_part(nano_template: ChatTemplate) -> None:

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from openk2.errors import CheckpointError
 from openk2.training.balance import imbalance, update_router_bias_
 from openk2.training.data import Conversation
-from openk2.training.guides import GuideLoss, find_guides
+from openk2.training.guide_loss import GuideLoss
+from openk2.training.guides import find_guides
 from openk2.training.init import first_model
 from openk2.training.muon import MuonClip
 from openk2.training.packing import PackedBatch
