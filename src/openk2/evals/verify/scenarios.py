@@ -7,12 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from openk2.chat.ids import call_id
+from openk2.chat.validity import schema_fault
 from openk2.evals.verify.check import Check, check_of
 from openk2.evals.verify.deployment import Deployment
 from openk2.evals.verify.generator import ID_STYLES
 from openk2.evals.verify.reply import Reply
 from openk2.evals.verify.rules import finish_fault, foreign_id, leaked_marker, wrong_index
-from openk2.evals.verify.validity import call_faults, schema_fault
+from openk2.evals.verify.validity import call_faults
 
 Body = dict[str, Any]
 MAX_TOKENS = 256

@@ -1,0 +1,42 @@
+"""Is a value valid under a JSON schema that a caller wrote?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jsonschema_rs
+
+_DIALECTS = (
+    "https://json-schema.org/draft/2020-12/schema",
+    "http://json-schema.org/draft-07/schema#",
+    "http://json-schema.org/draft-04/schema#",
+)
+"""A schema is read in the first of these that accepts it: generators seldom say which they write."""
+
+
+def schema_fault(value: Any, schema: Any) -> str | None:
+    """Why `value` is not valid under `schema`; None when it is, when there is no schema, or when that is none."""
+    validator = _validator(schema)
+    if validator is None:
+        return None
+    for error in validator.iter_errors(value):
+        where = "".join(f"[{step!r}]" for step in error.instance_path)
+        return f"{where or 'the value'}: {error.message}"
+    return None
+
+
+def _validator(schema: Any) -> jsonschema_rs.Validator | None:
+    if not isinstance(schema, dict) or not schema:
+        return None
+    for dialect in _DIALECTS:
+        candidate = {**schema, "$schema": dialect}
+        try:
+            jsonschema_rs.meta.validate(candidate)
+            return jsonschema_rs.validator_for(candidate, validate_formats=False, retriever=_no_network)
+        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError):
+            continue
+    return None
+
+
+def _no_network(uri: str) -> Any:
+    raise ValueError(f"{uri} is not looked up")
