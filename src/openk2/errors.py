@@ -12,6 +12,8 @@
     |   +-- SchemaError          a tool's or a response's JSON schema cannot be used
     +-- ProviderError            the engine or the remote endpoint failed
     |   +-- OverloadedError      it has no room now; try again
+    |   |   +-- QueueFullError   as many requests wait as may
+    |   +-- TimeLimitError       the answer took longer than a request may
     |   +-- EngineDeadError      the engine process ended
     +-- EnvironmentFault         this machine lacks something (port in use, package missing)
 
@@ -91,6 +93,16 @@ class ProviderError(OpenK2Error):
 class OverloadedError(ProviderError):
     http_status = 503
     error_type = "overloaded_error"
+
+
+class QueueFullError(OverloadedError):
+    http_status = 429
+    code = "queue_full"
+
+
+class TimeLimitError(ProviderError):
+    http_status = 504
+    error_type = "timeout_error"
 
 
 class EngineDeadError(ProviderError):

@@ -69,6 +69,15 @@ def serve() -> Iterator[Serve]:
         yield lambda provider, settings=None: stack.enter_context(running(provider, settings))
 
 
+def metric(url: str, name: str) -> float:
+    """The value of a metric that has one sample; 0 before it has any."""
+    lines = [
+        line for line in HTTP.get(f"{url}/metrics").text.splitlines() if line.startswith((f"{name} ", f"{name}{{"))
+    ]
+    assert len(lines) <= 1, lines
+    return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+
 def eventually(condition: Callable[[], bool], seconds: float = 60) -> bool:
     """Whether the condition came true; the bound only ends a test that fails."""
     deadline = time.monotonic() + seconds

@@ -20,7 +20,7 @@ from openk2.server.anthropic import routes
 from openk2.server.anthropic.response import EventWriter, MessageHeader, message_object
 from openk2.server.streams import marking_idle
 
-from .conftest import HTTP, RunningServer, eventually, running
+from .conftest import HTTP, RunningServer, eventually, metric, running
 from .test_disconnect import never, open_request
 
 # m message_start, p ping, b block start, d delta, e block stop, u message_delta, s message_stop, ! error
@@ -269,4 +269,4 @@ def test_disconnect_aborts(serve, before_first_event, stream):
     assert eventually(lambda: len(provider.requests) == 1)
     connection.close()
     assert eventually(lambda: provider.aborted == 1)
-    assert eventually(lambda: "openk2:requests_aborted_total 1.0" in HTTP.get(f"{url}/metrics").text)
+    assert eventually(lambda: metric(url, "openk2:requests_aborted_total") == 1)

@@ -11,7 +11,7 @@ import pytest
 
 from openk2.chat.scripted import ScriptedProvider, ScriptedTurn
 
-from .conftest import HTTP, eventually
+from .conftest import HTTP, eventually, metric
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
 
@@ -43,8 +43,8 @@ def test_disconnect_aborts(serve, before_first_event, stream, n):
     assert eventually(lambda: len(provider.requests) == n)
     connection.close()
     assert eventually(lambda: provider.aborted == n)
-    assert eventually(lambda: "openk2:requests_aborted_total 1.0" in HTTP.get(f"{url}/metrics").text)
-    assert "openk2:num_requests_running 0.0" in HTTP.get(f"{url}/metrics").text
+    assert eventually(lambda: metric(url, "openk2:requests_aborted_total") == 1)
+    assert metric(url, "vllm:num_requests_running") == metric(url, "vllm:num_requests_waiting") == 0
 
 
 def test_one_failing_choice_aborts_the_others(serve):

@@ -23,16 +23,21 @@ from openk2.server.run import open_socket
 from .conftest import HTTP, eventually
 
 SERVE = """
-    import sys, threading, types
+    import asyncio, os, sys, types
     from openk2.chat.scripted import ScriptedProvider
     from openk2.errors import CheckpointError
 
     class LLM(ScriptedProvider):
-        def __init__(self, model, *, device, tokenizer, max_model_len, engine_process):
+        def __init__(self, model, **options):
             {on_load}
-            super().__init__(lambda _: "Hello!", model=model)
+            super().__init__(answer, model=model)
         def close(self):
             print("closed")
+
+    async def answer(_):
+        while not os.path.exists({after!r}):
+            await asyncio.sleep(0.01)
+        return "Hello!"
 
     sys.modules["openk2.llm"] = module = types.ModuleType("openk2.llm")
     module.LLM = LLM
@@ -42,9 +47,9 @@ SERVE = """
 
 
 @contextmanager
-def openk2_serve(*args: str, on_load: str = "pass") -> Iterator[subprocess.Popen[str]]:
-    """`openk2 serve` with a scripted model in place of the real one."""
-    script = textwrap.dedent(SERVE.format(on_load=on_load))
+def openk2_serve(*args: str, on_load: str = "pass", after: str = "/") -> Iterator[subprocess.Popen[str]]:
+    """`openk2 serve` with a scripted model in place of the real one, which answers once the file `after` is there."""
+    script = textwrap.dedent(SERVE.format(on_load=on_load, after=after))
     process = subprocess.Popen(
         [sys.executable, "-c", script, "serve", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -55,18 +60,23 @@ def openk2_serve(*args: str, on_load: str = "pass") -> Iterator[subprocess.Popen
         process.communicate()
 
 
-def test_ctrl_c_during_an_open_stream_ends_cleanly():
+def when_loaded(process: subprocess.Popen[str]) -> str:
+    """The server's URL."""
+    url = process.stdout.readline().split("listens on ")[1].split(";")[0]
+    assert eventually(lambda: HTTP.get(f"{url}/health").status_code == 200)
+    return url
+
+
+def test_ctrl_c_ends_cleanly():
     with openk2_serve("--port", "0") as process:
-        line = process.stdout.readline()
-        url = line.split("listens on ")[1].split(";")[0]
-        assert eventually(lambda: HTTP.get(f"{url}/health").status_code == 200)
+        url = when_loaded(process)
         body = {"model": "moonshotai/Kimi-K2-Instruct-0905-FP8", "messages": [{"role": "user", "content": "Hi"}]}
         answer = HTTP.post(f"{url}/v1/chat/completions", json=body).json()
         assert answer["model"] == "k2-nano"
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)
         assert process.returncode == 0
-        assert err == ""
+        assert "path=/v1/chat/completions status=200" in err and "Traceback" not in err
         assert "k2-nano is ready" in out and "closed" in out and "stopped" in out
 
 

@@ -43,6 +43,17 @@ def command(
     response_store: Path | None = typer.Option(
         None, help="SQLite file that keeps the responses of /v1/responses; default: in memory, until the server stops."
     ),
+    cors_origin: list[str] | None = typer.Option(
+        None, help="Origin whose pages may use the server, such as http://localhost:3000; may be repeated."
+    ),
+    max_waiting: int = typer.Option(
+        256, min=1, help="Requests that may wait for their first token; a further one gets a 429."
+    ),
+    request_timeout: float = typer.Option(3600, min=1, help="Seconds after which an answer ends with an error."),
+    drain_timeout: float = typer.Option(
+        30, min=0, help="Seconds that answers under way may go on after SIGTERM or Ctrl-C; a second one ends all."
+    ),
+    log_format: str = typer.Option("text", help="text or json: one line a request, on standard error."),
     enable_auto_tool_choice: bool = typer.Option(False, help="Accepted; tool calls are always on."),
     tool_call_parser: str | None = typer.Option(None, help="Accepted; the model's own format is always parsed."),
     trust_remote_code: bool = typer.Option(False, help="Accepted; no code of a checkpoint is ever run."),
@@ -50,7 +61,7 @@ def command(
 ) -> None:
     """Serve a model over the OpenAI API, with a web page.
 
-    The port answers at once, with 503 until the model is loaded. Ctrl-C ends it.
+    The port answers at once, with 503 until the model is loaded. Ctrl-C ends it, pressed twice at once.
     """
     del enable_auto_tool_choice, tool_call_parser, trust_remote_code
     if tensor_parallel_size != 1:
@@ -60,6 +71,7 @@ def command(
         )
 
     from openk2.config import SamplingParams
+    from openk2.server.logs import configure_logging
     from openk2.server.run import run_server
     from openk2.server.settings import ServerSettings, read_api_keys
 
@@ -69,7 +81,12 @@ def command(
         api_keys=read_api_keys(api_key_file),
         served_model_names=tuple(served_model_name or ()),
         response_store=response_store,
+        cors_origins=tuple(cors_origin or ()),
+        max_waiting=max_waiting,
+        request_timeout_s=request_timeout,
+        drain_timeout_s=drain_timeout,
     )
+    configure_logging(log_format)
 
     sampling_defaults = SamplingParams.from_generation_config(override_generation_config or "{}")
 

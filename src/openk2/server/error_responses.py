@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import MutableMapping
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from openk2.errors import ContextLengthError, OpenK2Error
+from openk2.errors import ContextLengthError, OpenK2Error, OverloadedError, TimeLimitError
+from openk2.server.request_record import CLIENT_CLOSED_REQUEST
 from openk2.server.sse import dump_json
 from openk2.server.streams import ClientDisconnected
 
+logger = logging.getLogger(__name__)
+
 RETRY_AFTER_SECONDS = 2
-CLIENT_CLOSED_REQUEST = 499
-"""nginx's status for a client that went away; only logs see it."""
 
 
 def error_body(
@@ -43,8 +47,11 @@ def error_response(
 async def _on_openk2_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, OpenK2Error)
     response = Response(dump_json(body_of(error)), error.http_status, media_type="application/json")
-    if error.http_status == 503:
+    if isinstance(error, OverloadedError):
         response.headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+    if isinstance(error, TimeLimitError):
+        # The official clients repeat every 5xx, and would take as long again.
+        response.headers["x-should-retry"] = "false"
     return response
 
 
@@ -65,13 +72,34 @@ async def _on_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _on_bug(_: Request, __: Exception) -> Response:
-    """uvicorn logs the traceback; the client learns that it is not to blame."""
-    return error_response(500, "internal error; the server's log has the details", "internal_error")
-
-
 def add_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(OpenK2Error, _on_openk2_error)
     app.add_exception_handler(HTTPException, _on_http_exception)
     app.add_exception_handler(ClientDisconnected, _on_disconnect)
-    app.add_exception_handler(Exception, _on_bug)
+
+
+class BugResponses:
+    """ASGI middleware: a mistake of ours is logged, and becomes a 500 that does not tell its details.
+
+    It stands inside all others, which so treat this response as any: the framework's own handler would be around them.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_started = False
+
+        async def noting_start(message: MutableMapping[str, Any]) -> None:
+            nonlocal has_started
+            has_started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting_start)
+        except Exception:
+            if has_started:
+                raise  # nothing can be told any more; the connection is cut
+            logger.exception("a request failed", extra={"fields": {"request_id": scope["state"]["request_id"]}})
+            response = error_response(500, "internal error; the server's log has the details", "internal_error")
+            await response(scope, receive, send)

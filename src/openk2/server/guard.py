@@ -2,38 +2,34 @@
 
 A page on the internet can make a visitor's browser send requests to this machine. Two headers give it away: `Origin`
 (the browser says whose page sent the request) and, when the page has pointed its own name at 127.0.0.1 (DNS
-rebinding), `Host`. Both must be ours. Programs are not browsers and send no `Origin`.
+rebinding), `Host`. Both must be ours, but for the origins that the settings name. Programs are not browsers and send no
+`Origin`.
 """
 
 from __future__ import annotations
 
 import hmac
-import re
-import uuid
-from collections.abc import MutableMapping
-from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from openk2.server.error_responses import error_response
-from openk2.server.settings import ServerSettings
+from openk2.server.settings import ANY_ORIGIN, ServerSettings
 
 _OPEN_PATHS = frozenset({"/", "/health", "/ready", "/version"})
 _OPEN_PREFIXES = ("/static/", "/ui/")
 """The page and the probes need no key; they tell nothing and cost nothing."""
 
-_REQUEST_ID = re.compile(r"[\w.:-]{1,128}")
-
 
 class Guard:
-    """ASGI middleware: refuses with 401 or 403, and gives every response its `x-request-id`."""
+    """ASGI middleware: refuses with 401 or 403."""
 
     def __init__(self, app: ASGIApp, settings: ServerSettings) -> None:
         self._app = app
         self._keys = tuple(key.encode() for key in settings.api_keys)
+        self._origins = frozenset(settings.cors_origins)
         self._host_names = {"localhost", "127.0.0.1", "::1", settings.host} if settings.is_loopback else None
         """None: reachable from elsewhere under names we cannot know; the key, then required, does the work."""
 
@@ -41,29 +37,22 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        given_id = headers.get("x-request-id", "")
-        request_id = given_id if _REQUEST_ID.fullmatch(given_id) else f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
-
-        async def send_with_id(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["x-request-id"] = request_id
-            await send(message)
-
-        refusal = self._refusal(headers, scope["path"])
-        await (refusal or self._app)(scope, receive, send_with_id)
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        await (refusal or self._app)(scope, receive, send)
 
     def _refusal(self, headers: Headers, path: str) -> Response | None:
         host = headers.get("host", "")
         if self._host_names is not None and _host_name(f"//{host}") not in self._host_names:
             return error_response(403, f"Requests for the host {host!r} are not answered here.", "permission_error")
         origin = headers.get("origin")
-        if origin is not None and _authority(origin) != host.lower():
+        if origin is not None and not self._is_welcome(origin, host):
             return error_response(403, f"Requests from pages of {origin!r} are not answered here.", "permission_error")
         if self._keys and path not in _OPEN_PATHS and not path.startswith(_OPEN_PREFIXES):
             return self._check_key(headers)
         return None
+
+    def _is_welcome(self, origin: str, host: str) -> bool:
+        return _authority(origin) == host.lower() or ANY_ORIGIN in self._origins or origin.lower() in self._origins
 
     def _check_key(self, headers: Headers) -> Response | None:
         scheme, _, token = headers.get("authorization", "").partition(" ")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import uvicorn
 
 from openk2.chat.provider import ChatProvider
 from openk2.errors import EnvironmentFault
+from openk2.server.answering import Answering
 from openk2.server.app import create_app
 from openk2.server.model_slot import ModelSlot
+from openk2.server.request_log import RequestSink, log_request
 from openk2.server.settings import ServerSettings
 
-GRACE_SECONDS = 2
-"""How long answers may go on after Ctrl-C."""
+CLOSE_SECONDS = 2
+"""How long connections may take to be closed once the answers have ended."""
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -51,30 +56,63 @@ def base_url(host: str, listener: socket.socket) -> str:
     return f"http://{shown}:{port}"
 
 
+class DrainingServer(uvicorn.Server):
+    """Ends on a signal when the answers under way have ended, or the time for that is over; at once on a second one."""
+
+    def __init__(self, config: uvicorn.Config, answering: Answering, drain_timeout_s: float) -> None:
+        super().__init__(config)
+        self._answering = answering
+        self._drain_timeout_s = drain_timeout_s
+        self._drain_until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The signal handler. It does not pass the signal on afterwards, so that a drained process exits with 0."""
+        if self._drain_until is not None:
+            os._exit(128 + sig)  # whatever it does: the engine's process ends with this one
+        self._drain_until = time.monotonic() + self._drain_timeout_s
+        self._answering.is_draining = True
+
+    async def on_tick(self, counter: int) -> bool:
+        """Called ten times a second; True ends the server."""
+        if await super().on_tick(counter):
+            return True
+        if self._drain_until is None:
+            return False
+        if time.monotonic() >= self._drain_until:
+            self._answering.end_all()
+            return True
+        return self._answering.num_under_way == 0
+
+
 def run_server(
     load: Callable[[], ChatProvider],
     settings: ServerSettings,
     *,
     on_listening: Callable[[str], None],
     on_loaded: Callable[[str, ChatProvider], None],
+    sinks: Sequence[RequestSink] = (log_request,),
 ) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     The port is taken first and answers at once, with `/health` at 503 while `load` runs in a thread. `on_listening` and
-    `on_loaded` get the server's URL. Raises EnvironmentFault for a port that cannot be had, and what `load` raised.
+    `on_loaded` get the server's URL; `sinks` are told of every request. After a signal, answers under way may go on for
+    the settings' drain time; a second signal ends the process at once. Raises EnvironmentFault for a port that cannot
+    be had, and what `load` raised.
     """
     listener = open_socket(settings.host, settings.port)
     url = base_url(settings.host, listener)
     slot = ModelSlot(served_model_names=settings.served_model_names)
+    app = create_app(slot, settings, sinks=sinks)
     config = uvicorn.Config(
-        create_app(slot, settings),
+        app,
+        log_config=None,
         log_level="warning",
         access_log=False,
         lifespan="off",
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=CLOSE_SECONDS,
         server_header=False,
     )
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, app.state.answering, settings.drain_timeout_s)
     failure: list[BaseException] = []
     loaded: list[ChatProvider] = []
 
@@ -92,8 +130,6 @@ def run_server(
     threading.Thread(target=load_model, name="load-model", daemon=True).start()
     try:
         server.run(sockets=[listener])
-    except KeyboardInterrupt:  # uvicorn has shut down in order and passes the signal on
-        pass
     finally:
         listener.close()
         for provider in loaded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 from openk2.errors import ConfigError
 
 API_KEY_VARIABLE = "OPENK2_API_KEY"
+ANY_ORIGIN = "*"
 
 KIMI_MODEL_NAMES = (
     "moonshotai/Kimi-K2-Instruct-0905-FP8",
@@ -32,11 +34,27 @@ class ServerSettings:
     """Accepted keys; none means that no key is asked for."""
     served_model_names: tuple[str, ...] = ()
     """Names the model answers to, the first being the one it reports. Empty: its own name and the Kimi names."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins such as `https://chat.example.com` whose pages may use the server from a browser; `*` is any, and needs a
+    key."""
     max_body_bytes: int = 32 * 1024 * 1024
+    max_waiting: int = 256
+    """Requests that may wait for their first token; a further one is refused with a 429."""
+    request_timeout_s: float = 3600.0
+    """After so many seconds an answer ends with an error."""
+    drain_timeout_s: float = 30.0
+    """How long answers that are under way may go on after SIGTERM or Ctrl-C."""
     response_store: Path | None = None
     """SQLite file of the responses that later requests may go on from; None keeps them in memory."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cors_origins", tuple(_origin(text) for text in self.cors_origins))
+        if ANY_ORIGIN in self.cors_origins and not self.api_keys:
+            raise ConfigError(
+                f"--cors-origin '*' would let every web page use the model through a visitor's browser: name the "
+                f"origins, or set {API_KEY_VARIABLE} or --api-key-file",
+                param="cors_origins",
+            )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"--port must be between 0 and 65535, not {self.port}", param="port")
         if not self.api_keys and not self.is_loopback:
@@ -55,6 +73,19 @@ class ServerSettings:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it. Raises ConfigError for what is none."""
+    if text == ANY_ORIGIN:
+        return text
+    origin = text.removesuffix("/").lower()
+    if not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+        raise ConfigError(
+            f"--cors-origin {text!r} is no origin; it looks like https://chat.example.com or http://localhost:3000",
+            param="cors_origins",
+        )
+    return origin
 
 
 def read_api_keys(key_file: Path | None, environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:

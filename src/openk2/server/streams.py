@@ -58,34 +58,46 @@ async def close(events: AsyncIterator[Any]) -> None:
         await aclose()
 
 
-async def merged(streams: Sequence[AsyncIterator[ChatEvent]]) -> AsyncGenerator[ChoiceEvent]:
-    """Events of several answers as they come. The first error ends all; closing this aborts all."""
-    queue: asyncio.Queue[ChoiceEvent | Exception | None] = asyncio.Queue()
+class Merged:
+    """Events of several answers as they come. The first error ends all; closing `events` aborts all."""
 
-    async def pump(index: int, events: AsyncIterator[ChatEvent]) -> None:
+    def __init__(self, streams: Sequence[AsyncIterator[ChatEvent]]) -> None:
+        self._streams = streams
+        self._queue: asyncio.Queue[ChoiceEvent | Exception | None] = asyncio.Queue()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def fail(self, error: Exception) -> None:
+        """Abort all; the reader gets the events that are there, and then `error`."""
+        for task in self._tasks:
+            task.cancel()
+        self._queue.put_nowait(error)
+
+    async def events(self) -> AsyncGenerator[ChoiceEvent]:
+        """To be read once."""
+        self._tasks += [asyncio.create_task(self._pump(i, stream)) for i, stream in enumerate(self._streams)]
+        try:
+            running = len(self._tasks)
+            while running:
+                item = await self._queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                if item is None:
+                    running -= 1
+                else:
+                    yield item
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _pump(self, index: int, events: AsyncIterator[ChatEvent]) -> None:
         try:
             async for event in checked(events):
-                queue.put_nowait((index, event))
+                self._queue.put_nowait((index, event))
         except Exception as error:  # delivered to the reader, who decides
-            queue.put_nowait(error)
+            self._queue.put_nowait(error)
         else:
-            queue.put_nowait(None)
-
-    tasks = [asyncio.create_task(pump(i, events)) for i, events in enumerate(streams)]
-    try:
-        running = len(tasks)
-        while running:
-            item = await queue.get()
-            if isinstance(item, Exception):
-                raise item
-            if item is None:
-                running -= 1
-            else:
-                yield item
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            self._queue.put_nowait(None)
 
 
 async def first_of(events: AsyncGenerator[T]) -> T:

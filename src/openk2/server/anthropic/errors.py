@@ -7,7 +7,6 @@ The rest of the server, its guard included, speaks OpenAI's envelope; here it is
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
@@ -18,8 +17,6 @@ from openk2.errors import OpenK2Error
 from openk2.server.error_responses import body_of
 from openk2.server.sse import dump_json
 
-logger = logging.getLogger(__name__)
-
 PATH = "/v1/messages"
 
 _TYPES = {
@@ -28,11 +25,10 @@ _TYPES = {
     404: "not_found_error",
     413: "request_too_large",
     429: "rate_limit_error",
-    503: "overloaded_error",
     504: "timeout_error",
 }
-_STATUSES = {503: 529}
-"""Statuses that Anthropic has numbers of its own for."""
+_OVERLOADED = 529
+"""Anthropic's status for a server without room, which elsewhere is 429 or 503."""
 
 
 def error_event(error: OpenK2Error, request_id: str) -> dict[str, Any]:
@@ -46,6 +42,7 @@ def _envelope(error: Mapping[str, Any], status: int, request_id: str) -> dict[st
         # Claude Code compacts its conversation when it reads just these words.
         message = f"prompt is too long: {error['prompt_tokens']} tokens > {error['max_model_len']} maximum"
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
+    kind = "overloaded_error" if error["type"] == "overloaded_error" else kind
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
 
 
@@ -59,31 +56,21 @@ class AnthropicErrors:
         if scope["type"] != "http" or not (scope["path"] == PATH or scope["path"].startswith(f"{PATH}/")):
             await self._app(scope, receive, send)
             return
-        rewriter = _Rewriter(send)
-        try:
-            await self._app(scope, receive, rewriter.send)
-        except Exception:
-            if rewriter.has_started:
-                raise
-            logger.exception("a request failed")
-            request_id = scope.get("state", {}).get("request_id", "")
-            await rewriter.send_bug(request_id)
+        await self._app(scope, receive, _Rewriter(send, scope["state"]["request_id"]).send)
 
 
 class _Rewriter:
     """Passes a response on; one that is an error is held until its body is complete, and then translated."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
+        self._request_id = request_id
         self._held: MutableMapping[str, Any] | None = None
         self._body = bytearray()
-        self.has_started = False
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self.has_started = True
-            headers = MutableHeaders(scope=message)
-            headers["request-id"] = headers.get("x-request-id", "")
+            MutableHeaders(scope=message)["request-id"] = self._request_id
             if message["status"] >= 400:
                 self._held = message
                 return
@@ -94,20 +81,13 @@ class _Rewriter:
             return
         await self._send(message)
 
-    async def send_bug(self, request_id: str) -> None:
-        """What a client is told of a mistake of ours: not its details."""
-        error = OpenK2Error("internal error; the server's log has the details")
-        start = {"type": "http.response.start", "status": 500, "headers": [(b"content-type", b"application/json")]}
-        MutableHeaders(scope=start)["x-request-id"] = request_id
-        await self.send(start)
-        await self.send({"type": "http.response.body", "body": dump_json(body_of(error))})
-
     async def _send_translated(self, start: MutableMapping[str, Any]) -> None:
         headers = MutableHeaders(scope=start)
         body = bytes(self._body)
         if headers.get("content-type", "").startswith("application/json"):
-            body = dump_json(_envelope(json.loads(body)["error"], start["status"], headers["request-id"]))
-            start["status"] = _STATUSES.get(start["status"], start["status"])
+            error = json.loads(body)["error"]
+            body = dump_json(_envelope(error, start["status"], self._request_id))
+            start["status"] = _OVERLOADED if error["type"] == "overloaded_error" else start["status"]
             headers["content-length"] = str(len(body))
         await self._send(start)
         await self._send({"type": "http.response.body", "body": body})

@@ -13,16 +13,16 @@ from starlette.responses import Response
 
 from openk2.chat.events import ChatEvent
 from openk2.errors import OpenK2Error, RequestError
+from openk2.server.answering import Answering
 from openk2.server.anthropic.errors import PATH, error_event
 from openk2.server.anthropic.response import PING, EventWriter, MessageHeader, message_object
 from openk2.server.anthropic.schema import read_count_tokens, read_messages_request
 from openk2.server.body import read_json
 from openk2.server.ignored import ignored_header
-from openk2.server.metrics import Metrics
 from openk2.server.model_slot import ModelSlot
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import SseResponse, dump_json, event_line
-from openk2.server.streams import ChoiceEvent, describe_failure, first_of, marking_idle, merged, unless_disconnected
+from openk2.server.streams import ChoiceEvent, describe_failure, first_of, marking_idle, unless_disconnected
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class CountingUnsupportedError(RequestError):
     http_status = 404
 
 
-def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) -> APIRouter:
+def build_router(slot: ModelSlot, settings: ServerSettings, answering: Answering) -> APIRouter:
     router = APIRouter(prefix=PATH)
 
     @router.post("")
@@ -45,12 +45,12 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
         header = MessageHeader(f"msg_{uuid.uuid4().hex}", slot.resolve(body.model), body.max_tokens, slot.max_model_len)
         headers = ignored_header(body.ignored)
         if not body.stream:
-            events = metrics.watch(merged([provider.stream(chat_request)]))
+            events = answering.chat(request, provider, [chat_request])
             message = await unless_disconnected(request.receive, _collect(header, events))
             return _json(message, headers)
         # The first event of the stream tells the prompt's length, which the model's own events tell in the last.
         prompt_tokens = await asyncio.to_thread(slot.count_prompt_tokens, chat_request) or 0
-        marked = marking_idle(metrics.watch(merged([provider.stream(chat_request)])), PING_SECONDS)
+        marked = marking_idle(answering.chat(request, provider, [chat_request]), PING_SECONDS)
         # Nothing is sent before the first event, unless it is slow to come: until then a failure has an HTTP status.
         first = await unless_disconnected(request.receive, first_of(marked))
         return SseResponse(_lines(EventWriter(header), prompt_tokens, first, marked, _request_id(request)), headers)

@@ -12,10 +12,10 @@ from starlette.responses import Response
 
 from openk2.chat.messages import Completion
 from openk2.errors import OpenK2Error
+from openk2.server.answering import Answering
 from openk2.server.body import read_json
 from openk2.server.error_responses import body_of
 from openk2.server.ignored import ignored_header
-from openk2.server.metrics import Metrics
 from openk2.server.model_slot import ModelSlot
 from openk2.server.openai.completions import TextChunkWriter, read_completion, text_completion_object, text_provider
 from openk2.server.openai.response import ChunkWriter, CompletionCollector, ResponseHeader, completion_object
@@ -23,12 +23,12 @@ from openk2.server.openai.sampling import choice_sampling
 from openk2.server.openai.schema import read_chat_completion
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import DONE, SseResponse, data_line, dump_json
-from openk2.server.streams import ChoiceEvent, describe_failure, first_of, merged, unless_disconnected
+from openk2.server.streams import ChoiceEvent, describe_failure, first_of, unless_disconnected
 
 logger = logging.getLogger(__name__)
 
 
-def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) -> APIRouter:
+def build_router(slot: ModelSlot, settings: ServerSettings, answering: Answering) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/models")
@@ -51,7 +51,7 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
         body = read_chat_completion(await read_json(request, settings.max_body_bytes))
         header = begin("chatcmpl", body.model)
         headers = ignored_header(body.ignored)
-        events = metrics.watch(merged([provider.stream(choice) for choice in body.choice_requests()]))
+        events = answering.chat(request, provider, body.choice_requests())
         if not body.stream:
             completions = await unless_disconnected(request.receive, _collect(events, body.n))
             return _json(completion_object(header, completions), headers)
@@ -66,8 +66,7 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
         body = read_completion(await read_json(request, settings.max_body_bytes))
         header = begin("cmpl", body.model)
         headers = ignored_header(body.ignored)
-        answers = [provider.stream_text(body.prompt, sampling) for sampling in choice_sampling(body.sampling, body.n)]
-        events = metrics.watch(merged(answers))
+        events = answering.text(request, provider, body.prompt, choice_sampling(body.sampling, body.n))
         if not body.stream:
             texts = await unless_disconnected(request.receive, _collect(events, body.n))
             return _json(text_completion_object(header, texts), headers)

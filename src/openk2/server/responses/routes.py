@@ -14,21 +14,21 @@ from starlette.responses import Response
 
 from openk2.chat.events import Finished
 from openk2.errors import OpenK2Error
+from openk2.server.answering import Answering
 from openk2.server.body import read_json
 from openk2.server.ignored import ignored_header
-from openk2.server.metrics import Metrics
 from openk2.server.model_slot import ModelSlot
 from openk2.server.responses.response import ResponseHeader, ResponseWriter
 from openk2.server.responses.schema import read_response_request
 from openk2.server.responses.store import ResponseStore
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import SseResponse, dump_json, event_line
-from openk2.server.streams import ChoiceEvent, describe_failure, first_of, merged, unless_disconnected
+from openk2.server.streams import ChoiceEvent, describe_failure, first_of, unless_disconnected
 
 logger = logging.getLogger(__name__)
 
 
-def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) -> APIRouter:
+def build_router(slot: ModelSlot, settings: ServerSettings, answering: Answering) -> APIRouter:
     """Raises ConfigError when the settings' store cannot be used."""
     router = APIRouter(prefix="/v1/responses")
     store = ResponseStore(settings.response_store)
@@ -46,7 +46,7 @@ def build_router(slot: ModelSlot, settings: ServerSettings, metrics: Metrics) ->
             if body.store:
                 store.add(writer.response, body.new_items)
 
-        events = metrics.watch(merged([provider.stream(body.chat)]))
+        events = answering.chat(request, provider, [body.chat])
         if not body.stream:
             await unless_disconnected(request.receive, _collect(writer, events))
             await asyncio.to_thread(keep)
