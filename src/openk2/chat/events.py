@@ -1,8 +1,8 @@
 """The event model: what any provider yields while it answers, and how events add up to a completion.
 
-A stream is: `TextDelta`* then, when the model calls tools, for each call in order `CallBegin CallDelta* CallEnd`,
-then one `Finished`. Calls never interleave; indices are dense from 0. A call that is cut off has no `CallEnd`
-and is not part of the completion.
+A stream is: `ReasoningDelta`*, from models that think, then `TextDelta`*, then, when the model calls tools, for each
+call in order `CallBegin CallDelta* CallEnd`, then one `Finished`. Calls never interleave; indices are dense from 0. A
+call that is cut off has no `CallEnd` and is not part of the completion.
 """
 
 from __future__ import annotations
@@ -11,6 +11,13 @@ from collections.abc import AsyncIterable, Iterable
 from dataclasses import dataclass, field
 
 from openk2.chat.messages import Completion, FinishReason, Message, TokenLogprob, ToolCall, Usage
+
+
+@dataclass(frozen=True)
+class ReasoningDelta:
+    """A piece of what the model thinks before it answers."""
+
+    text: str
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,14 @@ class Finished:
     """The one of the request's stop strings that ended the answer, when one did and the provider tells."""
 
 
-ChatEvent = TextDelta | CallBegin | CallDelta | CallEnd | Finished
+ChatEvent = ReasoningDelta | TextDelta | CallBegin | CallDelta | CallEnd | Finished
 
 
 class Collector:
     """Adds events up to a `Completion`; stream and non-stream answers are built by this one class."""
 
     def __init__(self) -> None:
+        self._reasoning: list[str] = []
         self._text: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._open: CallBegin | None = None
@@ -70,6 +78,8 @@ class Collector:
 
     def add(self, event: ChatEvent) -> None:
         match event:
+            case ReasoningDelta(text):
+                self._reasoning.append(text)
             case TextDelta(text, logprobs):
                 self._text.append(text)
                 self._logprobs += logprobs
@@ -86,7 +96,8 @@ class Collector:
 
     def completion(self) -> Completion:
         """What was said so far; `finish_reason` is `error` when the stream ended without `Finished`."""
-        message = Message("assistant", "".join(self._text) or None, tool_calls=tuple(self._calls))
+        reasoning = "".join(self._reasoning) or None
+        message = Message("assistant", "".join(self._text) or None, tool_calls=tuple(self._calls), reasoning=reasoning)
         finished = self._finished or Finished("error")
         return Completion(message, finished.finish_reason, finished.usage, tuple(self._logprobs))
 

@@ -6,7 +6,7 @@ Wire formats (OpenAI, Anthropic) are converted to these at the edge; nothing ins
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -62,6 +62,8 @@ class Message:
     """On a `tool` message: the id of the call that this is the result of."""
     partial: bool = False
     """On the last message, one of the assistant's: its text is the beginning of the answer, which goes on."""
+    reasoning: str | None = None
+    """On an assistant's message: what it thought before it answered. Templates of models that think show it."""
 
     @property
     def text(self) -> str:
@@ -116,6 +118,11 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     """Of the prompt's tokens, those whose cache entries were found."""
+    reasoning_tokens: int = 0
+    """Of the answer's tokens, those of thinking."""
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
     @property
     def total_tokens(self) -> int:

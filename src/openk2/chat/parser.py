@@ -1,8 +1,8 @@
 """A model's answer as chat events: one parser for streamed and whole answers, over ids and over text.
 
-Grammar of an answer (Kimi K2's public tool-calling guide): prose, then
-`section_begin { call_begin ID argument_begin JSON call_end }+ section_end`. The parser never shows a marker, nor any
-text inside or after the section, as prose; a call is delivered only when its end was seen.
+Grammar of an answer (Kimi K2's public tool-calling guide): from a model that thinks `<think>` thoughts `</think>`, then
+prose, then `section_begin { call_begin ID argument_begin JSON call_end }+ section_end`. The parser never shows a call's
+marker, nor any text inside or after the section, as prose; a call is delivered only when its end was seen.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from enum import Enum, auto
 
-from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, TextDelta, collect
+from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, ReasoningDelta, TextDelta, collect
 from openk2.chat.ids import call_id, parse_call_id
-from openk2.chat.lexers import Marker, Piece, TextLexer, TokenLexer
+from openk2.chat.lexers import Marker, Piece, TextLexer, Thought, TokenLexer
 from openk2.chat.messages import Completion, FinishReason, Usage
 from openk2.tokenizer import Tokenizer
 
-__all__ = ["Marker", "Piece", "ReplyParser", "TextLexer", "TokenLexer", "parse_ids", "parse_text"]
+__all__ = ["Marker", "Piece", "ReplyParser", "TextLexer", "Thought", "TokenLexer", "parse_ids", "parse_text"]
 
 
 class _State(Enum):
+    REASONING = auto()
     PROSE = auto()
     BETWEEN = auto()  # in a section, outside of a call, or after the section: text is dropped
     HEADER = auto()  # after call_begin
@@ -33,25 +34,36 @@ class ReplyParser:
     `functions.NAME:{first_index + n}`, whatever number the model wrote. `names`, the declared tools, lets headers
     without an index (`functions.search`, `functionssearch0`) be understood. Whitespace around prose that has nothing
     else, and around arguments, is dropped; arguments are otherwise passed on unchanged, and empty ones become `{}`.
+
+    Thinking comes before all prose, perhaps in several parts, and goes on to its end marker or to the first call; its
+    markers stand for themselves anywhere else. `is_thinking`: the prompt has begun it already.
     """
 
-    def __init__(self, first_index: int = 0, names: Collection[str] = ()) -> None:
+    def __init__(self, first_index: int = 0, names: Collection[str] = (), *, is_thinking: bool = False) -> None:
         self.malformed_calls = 0
         """Calls that were dropped for a header without a name."""
         self._first_index = first_index
         self._names = sorted(names, key=len, reverse=True)
-        self._state = _State.PROSE
+        self._state = _State.REASONING if is_thinking else _State.PROSE
         self._blank = ""  # whitespace held back until it is known to be inside the text
         self._started = False  # the prose, or the open call's arguments, has text already
         self._header: list[str] = []
         self._next_call = 0
         self._completed = 0
 
+    @property
+    def is_thinking(self) -> bool:
+        return self._state is _State.REASONING
+
     def feed(self, piece: Piece) -> list[ChatEvent]:
         """Events that `piece` gives rise to."""
         if isinstance(piece, Marker):
             return self._marker(piece)
+        if isinstance(piece, Thought):
+            return self._thought(piece)
         match self._state:
+            case _State.REASONING:
+                return [ReasoningDelta(piece)] if piece else []
             case _State.PROSE:
                 return self._prose(piece)
             case _State.HEADER:
@@ -82,13 +94,22 @@ class ReplyParser:
                 return events
             case Marker.ARGUMENT_BEGIN, _State.HEADER:
                 return self._open()
-            case Marker.SECTION_BEGIN, _State.PROSE:
+            case Marker.SECTION_BEGIN, (_State.REASONING | _State.PROSE):
                 self._state = _State.BETWEEN
             case ((Marker.CALL_END | Marker.SECTION_END), (_State.HEADER | _State.ARGUMENTS)):
                 events = self._close()
                 self._state = _State.BETWEEN
                 return events
         return []
+
+    def _thought(self, thought: Thought) -> list[ChatEvent]:
+        if thought is Thought.END and self._state is _State.REASONING:
+            self._state = _State.PROSE
+            return []
+        if thought is Thought.BEGIN and self._state is _State.PROSE and not self._started:
+            blank, self._blank, self._state = self._blank, "", _State.REASONING
+            return [ReasoningDelta(blank)] if blank else []
+        return self.feed(thought.value)
 
     def _prose(self, text: str) -> list[ChatEvent]:
         if not self._started:

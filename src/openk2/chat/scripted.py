@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from dataclasses import dataclass
 from typing import Any
 
-from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, TextDelta
+from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import FinishReason, Usage
 from openk2.chat.provider import ChatRequest
 from openk2.errors import OpenK2Error, ProviderError
@@ -56,6 +56,8 @@ class ScriptedTurn:
     """Seconds to wait before each event."""
     error: OpenK2Error | None = None
     """Raised after the text and the calls, in place of `Finished`: a stream that breaks."""
+    reasoning: str = ""
+    """What it thinks first, as a model does that thinks."""
     stop_string: str | None = None
     """The stop string that is said to have ended the answer; it is not looked for."""
 
@@ -128,6 +130,8 @@ class ScriptedProvider:
 
     def _events(self, turn: ScriptedTurn, request: ChatRequest) -> Iterator[ChatEvent]:
         first_index = sum(len(message.tool_calls) for message in request.messages)
+        for piece in self._pieces(turn.reasoning):
+            yield ReasoningDelta(piece)
         for piece in self._pieces(turn.text):
             yield TextDelta(piece)
         for index, call in enumerate(turn.calls):
@@ -147,5 +151,6 @@ class ScriptedProvider:
         return [text[at : at + self._piece_chars] for at in range(0, len(text), self._piece_chars)]
 
     def _usage_in_words(self, turn: ScriptedTurn, request: ChatRequest) -> Usage:
-        answer = [turn.text, *(call.arguments_json for call in turn.calls)]
-        return Usage(self.count_prompt_tokens(request), sum(len(text.split()) for text in answer))
+        answer = [turn.reasoning, turn.text, *(call.arguments_json for call in turn.calls)]
+        thought, *said = (len(text.split()) for text in answer)
+        return Usage(self.count_prompt_tokens(request), thought + sum(said), reasoning_tokens=thought)

@@ -26,12 +26,16 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from openk2.chat.ids import canonicalize
+from openk2.chat.lexers import Thought
 from openk2.chat.messages import Message, ToolSpec
 from openk2.errors import TemplateError
 from openk2.tokenizer import Tokenizer
 
 TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILE = "tokenizer_config.json"
+
+_TAIL_TOKENS = 16
+"""So many hold the marker of a thought, and white space after it, in any vocabulary."""
 
 
 class ChatTemplate:
@@ -72,6 +76,15 @@ class ChatTemplate:
             if isinstance(source, str):
                 return cls(tokenizer, source)
         return cls(tokenizer)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether it is the template of a model that thinks before it answers: one that knows the end of thoughts."""
+        return Thought.END.value in self.source
+
+    def opens_thought(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends in the beginning of a thought, which its answer then goes on with."""
+        return self.thinks and self.tokenizer.decode(prompt[-_TAIL_TOKENS:]).rstrip().endswith(Thought.BEGIN.value)
 
     def render(
         self,
@@ -196,6 +209,8 @@ def _message_object(message: Message) -> dict[str, Any]:
         fields["name"] = message.name
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
+    if message.reasoning is not None:
+        fields["reasoning_content"] = message.reasoning
     if message.tool_calls:
         fields["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -9,11 +9,11 @@ where a stream was asked for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, TextDelta
+from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.ids import call_id
 from openk2.chat.messages import FinishReason, TokenLogprob, Usage
 from openk2.client.failures import stream_error
@@ -46,9 +46,15 @@ class ReplyReader:
     Calls never interleave in our events: the first incomplete one streams, later ones wait until its JSON is closed.
     """
 
-    def __init__(self, first_index: int = 0) -> None:
-        """`first_index`: calls in the conversation so far; it numbers calls that come without an id."""
+    def __init__(self, first_index: int = 0, stop: Sequence[str] = ()) -> None:
+        """
+        Args:
+            first_index: Calls in the conversation so far; it numbers calls that come without an id.
+            stop: The request's stop strings; an endpoint may name the one that ended the answer.
+        """
         self._first_index = first_index
+        self._stop = stop
+        self._stop_string: str | None = None
         self._calls: list[_Call] = []
         self._done = 0
         """Calls handed out completely; `_calls[_done]` is the one that streams."""
@@ -66,18 +72,23 @@ class ReplyReader:
         if chunk.get("error"):
             raise stream_error(chunk["error"])
         if isinstance(usage := chunk.get("usage"), dict):
-            self._usage = _usage(usage)
+            self._usage = read_usage(usage)
         choices = chunk.get("choices") or []
         if not choices or choices[0].get("index"):  # only the first choice was asked for
             return
         choice = choices[0]
         delta = choice.get("delta") or choice.get("message") or {}
+        for name in ("reasoning_content", "reasoning"):  # servers that send both send the same
+            if isinstance(thought := delta.get(name), str) and thought:
+                yield ReasoningDelta(thought)
+                break
         if isinstance(text := delta.get("content"), str) and text:
             yield TextDelta(text, _logprobs(choice.get("logprobs")))
         for part in delta.get("tool_calls") or []:
             self._add(part)
         if choice.get("finish_reason"):
             self._reason = choice["finish_reason"]
+            self._stop_string = stop_string_of(choice, self._stop)
         yield from self._ready()
 
     def finish(self, *, done_seen: bool) -> Iterator[ChatEvent]:
@@ -100,7 +111,7 @@ class ReplyReader:
             yield CallEnd(self._done)
             self._done += 1
         reason: FinishReason = "length" if cut else "tool_calls" if self._calls else "stop"
-        yield Finished(reason, self._usage)
+        yield Finished(reason, self._usage, self._stop_string)
 
     def _add(self, part: Mapping[str, Any]) -> None:
         function = part.get("function") or {}
@@ -163,10 +174,18 @@ def _token(token: Mapping[str, Any]) -> TokenLogprob:
     return TokenLogprob(text, token["logprob"], tuple(_token(top) for top in token.get("top_logprobs") or []))
 
 
-def _usage(usage: Mapping[str, Any]) -> Usage:
+def stop_string_of(choice: Mapping[str, Any], stop: Sequence[str]) -> str | None:
+    """The one of the request's stop strings that ended the answer, where the engine names it, as vLLM and SGLang do."""
+    named = choice.get("stop_reason") or choice.get("matched_stop")
+    return named if isinstance(named, str) and named in stop else None
+
+
+def read_usage(usage: Mapping[str, Any]) -> Usage:
+    """Of the wire format's `usage`."""
     details = usage.get("prompt_tokens_details") or {}
     return Usage(
         prompt_tokens=usage.get("prompt_tokens") or 0,
         completion_tokens=usage.get("completion_tokens") or 0,
-        cached_tokens=details.get("cached_tokens") or 0,
+        cached_tokens=details.get("cached_tokens") or usage.get("cached_tokens") or 0,
+        reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
     )

@@ -1,11 +1,13 @@
-"""A `ChatRequest` as the JSON body of OpenAI's chat completions."""
+"""A `ChatRequest` as the JSON body of OpenAI's chat completions, and a raw prompt as that of its completions."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from openk2.chat.messages import Message, ResponseFormat
 from openk2.chat.provider import ChatRequest
+from openk2.config.sampling import SamplingParams
 
 _SAMPLING = (
     "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "topk",
@@ -34,9 +36,32 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
     if request.response_format is not None:
         body["response_format"] = response_format_json(request.response_format)
     sampling = request.sampling
-    for name in _SAMPLING:
-        if getattr(sampling, name) is not None:
-            body[name] = getattr(sampling, name)
+    body |= _sampling_fields(sampling)
+    if sampling.logprobs is not None:
+        body["logprobs"], body["top_logprobs"] = True, sampling.logprobs
+    return body
+
+
+def text_body(
+    prompt: str | Sequence[int], sampling: SamplingParams, model: str, *, control_tokens: bool
+) -> dict[str, Any]:
+    """The body of a streamed continuation. `control_tokens`: they are to be part of the answer, as their literals."""
+    body: dict[str, Any] = {
+        "model": model,
+        "prompt": prompt if isinstance(prompt, str) else list(prompt),
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **_sampling_fields(sampling),
+    }
+    if control_tokens:
+        body["skip_special_tokens"] = False  # as the engines for open models spell it
+    if sampling.logprobs is not None:
+        body["logprobs"] = sampling.logprobs
+    return body
+
+
+def _sampling_fields(sampling: SamplingParams) -> dict[str, Any]:
+    body = {name: getattr(sampling, name) for name in _SAMPLING if getattr(sampling, name) is not None}
     if sampling.stop:
         body["stop"] = list(sampling.stop)
     if sampling.logit_bias:
@@ -47,8 +72,6 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
         body["min_tokens"] = sampling.min_tokens
     if sampling.ignore_eos:
         body["ignore_eos"] = True
-    if sampling.logprobs is not None:
-        body["logprobs"], body["top_logprobs"] = True, sampling.logprobs
     return body
 
 
@@ -75,6 +98,8 @@ def message_json(message: Message) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in message.tool_calls
         ]
+    if message.reasoning is not None:
+        wire["reasoning_content"] = message.reasoning
     if message.tool_call_id is not None:
         wire["tool_call_id"] = message.tool_call_id
     if message.partial:

@@ -68,7 +68,7 @@ class SamplingParams:
 
     @classmethod
     def from_generation_config(cls, text: str) -> SamplingParams:
-        """Settings in the spelling of `generation_config.json`. Raises ConfigError for any other, and for wrong values."""
+        """Settings in the spelling of `generation_config.json`. Raises ConfigError for others, and for wrong values."""
         try:
             values = json.loads(text)
         except ValueError:

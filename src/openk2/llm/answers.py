@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from openk2.chat.events import ChatEvent, Finished, TextDelta
+from openk2.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.lexers import Piece
 from openk2.chat.messages import FinishReason, Usage
-from openk2.chat.parser import ReplyParser, TokenLexer
+from openk2.chat.parser import ReplyParser, Thought, TokenLexer
 from openk2.engine import StepOutput
 from openk2.engine.process import Outcome
 from openk2.errors import OpenK2Error, ProviderError
@@ -61,14 +61,21 @@ class Answer:
     """One chat answer: engine outputs to events, the last of which is `Finished`."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_tokens: int, parser: ReplyParser, stop: Sequence[str], min_tokens: int = 0
+        self,
+        tokenizer: Tokenizer,
+        prompt_tokens: int,
+        parser: ReplyParser,
+        stop: Sequence[str],
+        *,
+        min_tokens: int = 0,
+        thinks: bool = False,
     ) -> None:
         self.is_finished = False
         self.engine_finished = False
         self._usage = Usage(prompt_tokens)
         self._vocab_size = tokenizer.vocab_size
         self._specials = tokenizer.special_ids
-        self._lexer = TokenLexer(tokenizer)
+        self._lexer = TokenLexer(tokenizer, thinks=thinks)
         self._parser = parser
         self._stop = StopStrings(stop)
         self._min_tokens = min_tokens
@@ -81,11 +88,14 @@ class Answer:
         events: list[ChatEvent] = []
         for i, token_id in enumerate(output.token_ids):
             self._usage = replace(self._usage, completion_tokens=self._usage.completion_tokens + 1)
+            was_thinking = self._parser.is_thinking
             if output.logprobs and token_id not in self._specials:
                 self._logprobs.push(token_id, output.logprobs[i])
             # A model may have more rows than the tokenizer entries; such an id has no text.
             pieces = self._lexer.push(token_id) if token_id < self._vocab_size else []
             stop = self._through_stops(self._parsed(pieces), events)
+            if was_thinking or self._parser.is_thinking:
+                self._usage = replace(self._usage, reasoning_tokens=self._usage.reasoning_tokens + 1)
             if stop is not None:
                 return self._finish("stop", events, stop)
         if output.finish_reason is not None:
@@ -96,10 +106,18 @@ class Answer:
         return events
 
     def _parsed(self, pieces: Sequence[Piece]) -> list[ChatEvent]:
+        events: list[ChatEvent] = []
         for piece in pieces:
+            was_thinking = self._parser.is_thinking
+            events += self._parser.feed(piece)
             if isinstance(piece, str):
                 self._logprobs.saw(piece)
-        return [event for piece in pieces for event in self._parser.feed(piece)]
+            elif isinstance(piece, Thought):
+                if self._parser.is_thinking == was_thinking:  # out of place, so it is text
+                    self._logprobs.saw(piece.value)
+                else:
+                    self._logprobs.drop_unknown()
+        return events
 
     def _through_stops(self, parsed: Sequence[ChatEvent], events: list[ChatEvent]) -> str | None:
         """Append `parsed` to `events`, its prose as far as it is certain; the stop string that ended it, if one did."""
@@ -115,6 +133,8 @@ class Answer:
             held = self._stop.flush()
             if held:
                 events.append(TextDelta(held, self._logprobs.take(held)))
+            if isinstance(event, ReasoningDelta):
+                self._logprobs.take(event.text)
             events.append(event)
         return None
 

@@ -26,9 +26,10 @@ from openk2.chat.messages import Completion, Message, ResponseFormat, ToolChoice
 from openk2.chat.parser import ReplyParser
 from openk2.chat.provider import ChatRequest, ProviderLoad
 from openk2.chat.template import ChatTemplate
+from openk2.chat.trace import Trace
 from openk2.checkpoint import load_generation_config
 from openk2.config import SamplingParams
-from openk2.engine import EngineConfig
+from openk2.engine import EngineConfig, StepOutput
 from openk2.engine.process import EngineClient, Outcome, ProcessEngine, Submission, ThreadEngine
 from openk2.errors import (
     ConfigError,
@@ -137,7 +138,7 @@ class LLM:
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """See `ChatProvider.stream`."""
         submission, answer = await asyncio.to_thread(self._prepare, request)
-        async with contextlib.aclosing(self._events(submission, answer)) as events:
+        async with contextlib.aclosing(self._events(submission, answer, request.trace)) as events:
             async for event in events:
                 yield event
 
@@ -148,7 +149,9 @@ class LLM:
             async for event in events:
                 yield event
 
-    async def _events(self, submission: Submission, answer: Answer | RawAnswer) -> AsyncGenerator[ChatEvent]:
+    async def _events(
+        self, submission: Submission, answer: Answer | RawAnswer, trace: Trace | None = None
+    ) -> AsyncGenerator[ChatEvent]:
         loop = asyncio.get_running_loop()
         outcomes: asyncio.Queue[Outcome] = asyncio.Queue()
 
@@ -159,7 +162,10 @@ class LLM:
         self._engine.submit(submission, sink)
         try:
             while not answer.is_finished:
-                for event in answer.feed(await outcomes.get()):
+                outcome = await outcomes.get()
+                if trace is not None and isinstance(outcome, StepOutput):
+                    trace.token_ids += outcome.token_ids
+                for event in answer.feed(outcome):
                     yield event
         finally:
             if not answer.engine_finished:
@@ -219,9 +225,20 @@ class LLM:
         submission = Submission(
             uuid.uuid4().hex, prompt, replace(sampling, stop=()), self.stop_token_ids, constraint=constraint
         )
+        if request.trace is not None:
+            request.trace.prompt_token_ids, request.trace.decode = prompt, self._text_of
+            request.trace.sampling, request.trace.constraint = sampling, constraint.describe()
         names = [tool.name for tool in request.tools]
-        parser = ReplyParser(first_index, names)
-        return submission, Answer(self.tokenizer, len(prompt), parser, sampling.stop, sampling.min_tokens)
+        # The answer in a response format begins with its object: the grammar leaves no room for a thought.
+        is_thinking = request.response_format is None and self.template.opens_thought(prompt)
+        return submission, Answer(
+            self.tokenizer,
+            len(prompt),
+            ReplyParser(first_index, names, is_thinking=is_thinking),
+            sampling.stop,
+            min_tokens=sampling.min_tokens,
+            thinks=self.template.thinks,
+        )
 
     def _prepare_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[Submission, RawAnswer]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -248,6 +265,10 @@ class LLM:
 
         keys = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         return replace(sampling, max_tokens=min(sampling.max_tokens or room, room), **{key: first(key) for key in keys})
+
+    def _text_of(self, token_ids: Sequence[int]) -> str:
+        """Ids for which the tokenizer has no entry, as random models give them, have no text."""
+        return self.tokenizer.decode(id for id in token_ids if id < self.tokenizer.vocab_size)
 
     def _stop_token_ids(self, *, own_tokenizer: bool) -> frozenset[int]:
         """The end of a turn, and what the checkpoint's two configs call the end: they differ in K2's own files."""

@@ -28,6 +28,11 @@ class PendingLogprobs:
     def saw(self, text: str) -> None:
         self._known += len(text)
 
+    def drop_unknown(self) -> None:
+        """Forget the tokens of which no text became known: they were a marker."""
+        while self._pending and self._pending[-1][0] >= self._known:
+            self._pending.pop()
+
     def take(self, text: str) -> tuple[TokenLogprob, ...]:
         """The tokens that begin in `text`, which goes on where the last one ended."""
         self._given += len(text)

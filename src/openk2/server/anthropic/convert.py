@@ -1,7 +1,7 @@
 """The system prompt and messages of the Anthropic wire format turned into ours.
 
 Text blocks keep their boundaries. A user turn's tool results become tool messages of their own, before its text.
-Thinking is dropped: the model's template has no place for it.
+Thinking is shown where the model's template has a place for it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from openk2.server.fields import Fields, wrong_type, wrong_value
 BILLING_LINE = "x-anthropic-billing-header:"
 """With this begins a line that Claude Code puts before its system prompt and that differs in every request. It tells
 the model nothing, and left in place it would keep the whole conversation from being found in the prefix cache."""
-
-_THINKING = frozenset({"thinking", "redacted_thinking"})
 
 _TextPart = dict[str, Any]
 
@@ -90,16 +88,19 @@ class ConversationReader:
     def _read_assistant_blocks(self, fields: Fields) -> Message:
         parts: list[_TextPart] = []
         calls: list[ToolCall] = []
+        thinking = ""
         for block in _blocks(fields, "content"):
             kind = block.required_string("type")
             if kind == "text":
                 parts.append(_text_part(block))
             elif kind == "tool_use":
                 calls.append(self._read_call(block))
-            elif kind not in _THINKING:
+            elif kind == "thinking":
+                thinking += block.string("thinking") or ""
+            elif kind != "redacted_thinking":  # what only its provider can read
                 # What another server did for another model, such as a web search: no part of this model's format.
                 self.ignored.append(f"messages.{kind}")
-        return Message("assistant", parts or None, tool_calls=tuple(calls))
+        return Message("assistant", parts or None, tool_calls=tuple(calls), reasoning=thinking or None)
 
     def _read_call(self, block: Fields) -> ToolCall:
         arguments = block.get("input")

@@ -1,18 +1,20 @@
 """Events turned into the Anthropic wire format: one `message`, or the stream that adds up to the same.
 
-A stream is `message_start`, then block after block (start, deltas, stop; indices dense from 0), then `message_delta`
-with the reason and the usage, then `message_stop`; `ping` may stand anywhere between them.
+Thoughts are a block of their own before the text. A stream is `message_start`, then block after block (start, deltas,
+stop; indices dense from 0), then `message_delta` with the reason and the usage, then `message_stop`; `ping` may stand
+anywhere between them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Collector, Finished, TextDelta
+from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Collector, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import Usage
 from openk2.errors import ProviderError
 
@@ -72,6 +74,11 @@ def new_call_id() -> str:
     return f"toolu_{uuid.uuid4().hex[:24]}"
 
 
+def signature(thinking: str) -> str:
+    """What stands for Anthropic's seal on a block of thoughts: clients want one, and this server checks none."""
+    return hashlib.sha256(thinking.encode("utf-8", "replace")).hexdigest()
+
+
 def message_object(header: MessageHeader, events: Iterable[ChatEvent]) -> dict[str, Any]:
     """The whole response. Raises ProviderError for a call whose arguments are no JSON object."""
     collector = Collector()
@@ -81,7 +88,11 @@ def message_object(header: MessageHeader, events: Iterable[ChatEvent]) -> dict[s
         if isinstance(event, Finished):
             finished = event
     answer = collector.completion().message
-    content: list[dict[str, Any]] = [{"type": "text", "text": answer.text}] if answer.text else []
+    content: list[dict[str, Any]] = []
+    if thinking := answer.reasoning:
+        content.append({"type": "thinking", "thinking": thinking, "signature": signature(thinking)})
+    if answer.text:
+        content.append({"type": "text", "text": answer.text})
     for call in answer.tool_calls:
         arguments = read_arguments(call.name, call.arguments)
         content.append({"type": "tool_use", "id": new_call_id(), "name": call.name, "input": arguments})
@@ -108,6 +119,7 @@ class EventWriter:
         self._open_type: str | None = None
         self._call = ""
         self._arguments: list[str] = []
+        self._thinking: list[str] = []
 
     def begin(self, prompt_tokens: int) -> dict[str, Any]:
         """The first event. How much of the prompt is cached is known only at the end."""
@@ -117,6 +129,12 @@ class EventWriter:
     def events(self, event: ChatEvent) -> Iterator[dict[str, Any]]:
         """Raises ProviderError at the end of a call whose arguments are no JSON object."""
         match event:
+            case ReasoningDelta(text):
+                if self._open_type != "thinking":
+                    yield from self._open({"type": "thinking", "thinking": "", "signature": ""})
+                    self._thinking = []
+                self._thinking.append(text)
+                yield self._delta({"type": "thinking_delta", "thinking": text})
             case TextDelta(text):
                 if self._open_type != "text":
                     yield from self._open({"type": "text", "text": ""})
@@ -149,6 +167,8 @@ class EventWriter:
 
     def _close(self) -> Iterator[dict[str, Any]]:
         if self._open_type is not None:
+            if self._open_type == "thinking":
+                yield self._delta({"type": "signature_delta", "signature": signature("".join(self._thinking))})
             yield {"type": "content_block_stop", "index": self._next_index}
             self._next_index += 1
             self._open_type = None

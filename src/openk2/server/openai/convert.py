@@ -1,7 +1,7 @@
 """Messages of the OpenAI wire format turned into ours.
 
-`developer` is `system`; `reasoning_content`, `refusal` and whatever else an assistant turn brings back is dropped
-(the model's template has no place for it); content parts keep their boundaries.
+`developer` is `system`; an assistant turn's `reasoning_content` is shown where the model's template has a place for it;
+whatever else a turn brings back is dropped; content parts keep their boundaries.
 """
 
 from __future__ import annotations
@@ -55,7 +55,15 @@ def _read_message(fields: Fields) -> Message:
     calls = fields.array("tool_calls") or []
     path = fields.at("tool_calls")
     read = tuple(_read_call(Fields(call, f"{path}[{i}]")) for i, call in enumerate(calls))
-    return Message(role, content, name, read, partial=partial)
+    if content is None:
+        content = fields.string("refusal")
+    return Message(role, content, name, read, partial=partial, reasoning=_read_reasoning(fields))
+
+
+def _read_reasoning(fields: Fields) -> str | None:
+    """What the turn thought, under either of the names that servers give it. What is no text is left out."""
+    given = (fields.get("reasoning_content"), fields.get("reasoning"))
+    return next((value for value in given if value and isinstance(value, str)), None)
 
 
 def _read_content(fields: Fields) -> Content:

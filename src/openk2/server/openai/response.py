@@ -1,17 +1,18 @@
 """Events turned into the OpenAI wire format: one `chat.completion`, or the chunks that add up to the same.
 
-A choice's chunks are: the role; text; for each call a header (index, id, type, name, empty arguments) followed by
-argument fragments that carry nothing but the index; an empty delta with the finish reason. Calls follow one another.
-Clients rely on each of these: accumulators double repeated ids and read interleaved calls wrongly.
+A choice's chunks are: the role; from a model that thinks, its thoughts; text; for each call a header (index, id, type,
+name, empty arguments) followed by argument fragments that carry nothing but the index; an empty delta with the finish
+reason. Calls follow one another. Clients rely on each of these: accumulators double repeated ids and read interleaved
+calls wrongly.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Collector, Finished, TextDelta
+from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Collector, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import Completion, Usage
 from openk2.server.openai.logprobs import logprobs_object
 from openk2.server.streams import ChoiceEvent
@@ -42,15 +43,22 @@ def total_usage(usages: Iterable[Usage]) -> Usage:
     counted = list(usages)
     if not counted:
         return Usage()
-    return Usage(counted[0].prompt_tokens, sum(usage.completion_tokens for usage in counted), counted[0].cached_tokens)
+    return replace(
+        counted[0],
+        completion_tokens=sum(usage.completion_tokens for usage in counted),
+        reasoning_tokens=sum(usage.reasoning_tokens for usage in counted),
+    )
 
 
 def usage_object(usage: Usage) -> dict[str, Any]:
+    """What was cached is told where OpenAI does it, and where Kimi's own API does."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
+        "cached_tokens": usage.cached_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
@@ -69,6 +77,8 @@ def _choice(index: int, completion: Completion) -> dict[str, Any]:
         "content": completion.message.text or (None if calls else ""),
         "refusal": None,
     }
+    if completion.message.reasoning is not None:
+        message["reasoning_content"] = completion.message.reasoning
     if calls:
         message["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -107,6 +117,8 @@ class ChunkWriter:
             content = None if isinstance(event, CallBegin) else ""
             yield self._chunk(choice, {"role": "assistant", "content": content})
         match event:
+            case ReasoningDelta(text):
+                yield self._chunk(choice, {"reasoning_content": text})
             case TextDelta(text, logprobs):
                 yield self._chunk(choice, {"content": text}, logprobs=logprobs_object(logprobs))
             case CallBegin(index, id, name):
@@ -119,7 +131,9 @@ class ChunkWriter:
                 pass
             case Finished(finish_reason, usage):
                 self._usages[choice] = usage
-                yield self._chunk(choice, {}, finish_reason)
+                last = self._chunk(choice, {}, finish_reason)
+                last["choices"][0]["usage"] = usage_object(usage)  # as Kimi's own API does, whether asked or not
+                yield last
 
     def usage_chunk(self) -> dict[str, Any] | None:
         """The last chunk, when the client asked for it."""

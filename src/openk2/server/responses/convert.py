@@ -1,7 +1,7 @@
 """Items of the responses API turned into messages.
 
-A call belongs to the assistant's message right before it. Reasoning is dropped: the model's template has no place for
-it. What other providers' own tools did (`web_search_call` ...) is left out and reported.
+A call belongs to the assistant's message right before it, reasoning to the turn that goes on after it. What other
+providers' own tools did (`web_search_call` ...) is left out and reported.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ class Conversation:
         self.messages: list[Message] = []
         self.ignored: list[str] = []
         self._known_ids: set[str] = set()
+        self._reasoning = ""
+        """Of the turn that is to come."""
 
     def add(self, items: Sequence[Item], path: str) -> None:
         """Raises RequestError naming the item; an output must belong to an earlier call."""
@@ -57,15 +59,25 @@ class Conversation:
             kind = item.string("type") or "message"
             match kind:
                 case "message":
-                    self.messages.append(_read_message(item))
+                    self._add_message(item)
                 case "function_call":
                     self._add_call(item)
                 case "function_call_output":
                     self._add_output(item)
                 case "reasoning":
-                    pass
+                    self._reasoning += _reasoning_text(item)
                 case _:
                     self.ignored.append(f"input.{kind}")
+
+    def _add_message(self, item: Fields) -> None:
+        name = item.required_string("role")
+        if name not in _ROLES:
+            raise wrong_value(item.at("role"), f"it must be one of {', '.join(_ROLES)}, not {name!r}")
+        message = Message(_ROLES[name], _read_content(item, "content"))
+        if message.role == "assistant" and self._reasoning:
+            message = replace(message, reasoning=self._reasoning)
+        self._reasoning = ""
+        self.messages.append(message)
 
     def _add_call(self, item: Fields) -> None:
         arguments = item.string("arguments")
@@ -74,20 +86,15 @@ class Conversation:
         if not self.messages or self.messages[-1].role != "assistant":
             self.messages.append(Message("assistant"))
         turn = self.messages[-1]
-        self.messages[-1] = replace(turn, tool_calls=(*turn.tool_calls, call))
+        reasoning = (turn.reasoning or "") + self._reasoning or None
+        self.messages[-1] = replace(turn, tool_calls=(*turn.tool_calls, call), reasoning=reasoning)
+        self._reasoning = ""
 
     def _add_output(self, item: Fields) -> None:
         call_id = item.required_string("call_id")
         if call_id not in self._known_ids:
             raise wrong_value(item.at("call_id"), f"no earlier function call has the id {call_id!r}")
         self.messages.append(Message("tool", _read_content(item, "output"), tool_call_id=call_id))
-
-
-def _read_message(item: Fields) -> Message:
-    name = item.required_string("role")
-    if name not in _ROLES:
-        raise wrong_value(item.at("role"), f"it must be one of {', '.join(_ROLES)}, not {name!r}")
-    return Message(_ROLES[name], _read_content(item, "content"))
 
 
 def _read_content(item: Fields, key: str) -> Content:
@@ -105,3 +112,13 @@ def _read_part(part: Fields) -> dict[str, Any]:
         raise wrong_value(part.at("type"), f"this model reads text only, so it must be 'input_text', not {kind!r}")
     part.require(_TEXT_PARTS[kind])
     return {"type": "text", "text": part.string(_TEXT_PARTS[kind])}
+
+
+def _reasoning_text(item: Fields) -> str:
+    """The text that was thought, else the summary that another provider gave of it."""
+    for key in ("content", "summary"):
+        parts = item.get(key)
+        texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
+        if said := "".join(text for text in texts if isinstance(text, str)):
+            return said
+    return ""

@@ -1,8 +1,9 @@
 """Chat events turned into the events of the responses API, and into the response that they add up to.
 
-`response.created`, `response.in_progress`, then item after item: `output_item.added`, for text one part (`content_part`
-and `output_text`), for a call `function_call_arguments`, `output_item.done`; at last `response.completed`,
-`response.incomplete` or `response.failed`. A call that was cut off gets no `done` and is not part of the response.
+`response.created`, `response.in_progress`, then item after item: `output_item.added`, for text or thoughts one part
+(`content_part` with `output_text` or `reasoning_text`), for a call `function_call_arguments`, `output_item.done`; at
+last `response.completed`, `response.incomplete` or `response.failed`. A call that was cut off gets no `done` and is not
+part of the response.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, TextDelta
+from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import Usage
 from openk2.errors import OpenK2Error
 from openk2.server.openai.logprobs import token_objects
@@ -50,7 +51,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {"cached_tokens": usage.cached_tokens, "cache_write_tokens": 0},
         "output_tokens": usage.completion_tokens,
-        "output_tokens_details": {"reasoning_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,
     }
 
@@ -74,9 +75,18 @@ class ResponseWriter:
 
     def events(self, event: ChatEvent) -> Iterator[dict[str, Any]]:
         match event:
+            case ReasoningDelta(text):
+                if self._open_type != "reasoning":
+                    yield from self._close_text("completed")
+                    item = {"type": "reasoning", "summary": [], "content": []}
+                    yield from self._open_text("rs", item, _reasoning_part(""))
+                self._pieces.append(text)
+                yield self._item_event("response.reasoning_text.delta", content_index=0, delta=text)
             case TextDelta(text, logprobs):
-                if self._open is None:
-                    yield from self._open_text()
+                if self._open_type != "message":
+                    yield from self._close_text("completed")
+                    item = {"type": "message", "role": "assistant", "content": []}
+                    yield from self._open_text("msg", item, _text_part("", []))
                 self._pieces.append(text)
                 told = token_objects(logprobs)
                 self._logprobs += told
@@ -92,7 +102,7 @@ class ResponseWriter:
                 yield from self._close_call()
             case Finished(reason, usage):
                 is_cut = reason == "length"
-                if self._open is not None and self._open["type"] == "message":
+                if self._open_type != "function_call":
                     yield from self._close_text("incomplete" if is_cut else "completed")
                 status = "incomplete" if is_cut else "completed"
                 details = {"incomplete_details": {"reason": "max_output_tokens"}} if is_cut else {}
@@ -106,16 +116,25 @@ class ResponseWriter:
         )
         return self._event("response.failed", response=self.response)
 
-    def _open_text(self) -> Iterator[dict[str, Any]]:
-        yield self._open_item("msg", {"type": "message", "role": "assistant", "content": []})
-        yield self._item_event("response.content_part.added", content_index=0, part=_text_part("", []))
+    @property
+    def _open_type(self) -> str | None:
+        return None if self._open is None else self._open["type"]
+
+    def _open_text(self, prefix: str, item: dict[str, Any], part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield self._open_item(prefix, item)
+        yield self._item_event("response.content_part.added", content_index=0, part=part)
 
     def _close_text(self, status: str) -> Iterator[dict[str, Any]]:
+        """Of a message or of thoughts, where one is open."""
         if self._open is None:
             return
         text = "".join(self._pieces)
-        part = _text_part(text, self._logprobs)
-        yield self._item_event("response.output_text.done", content_index=0, text=text, logprobs=self._logprobs)
+        if self._open_type == "reasoning":
+            part = _reasoning_part(text)
+            yield self._item_event("response.reasoning_text.done", content_index=0, text=text)
+        else:
+            part = _text_part(text, self._logprobs)
+            yield self._item_event("response.output_text.done", content_index=0, text=text, logprobs=self._logprobs)
         yield self._item_event("response.content_part.done", content_index=0, part=part)
         yield self._close_item(status, content=[part])
 
@@ -128,7 +147,7 @@ class ResponseWriter:
 
     def _open_item(self, prefix: str, item: dict[str, Any]) -> dict[str, Any]:
         self._open = {"id": f"{prefix}_{uuid.uuid4().hex}", "status": "in_progress", **item}
-        self._pieces = []
+        self._pieces, self._logprobs = [], []
         return self._event("response.output_item.added", output_index=len(self._output), item=self._open)
 
     def _close_item(self, status: str, **more: Any) -> dict[str, Any]:
@@ -150,3 +169,7 @@ class ResponseWriter:
 
 def _text_part(text: str, logprobs: list[dict[str, Any]]) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
+
+
+def _reasoning_part(text: str) -> dict[str, Any]:
+    return {"type": "reasoning_text", "text": text}
