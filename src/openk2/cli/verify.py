@@ -33,7 +33,9 @@ def command(
     temperature: Annotated[float | None, typer.Option(min=0, max=1, help="Of every request line.")] = None,
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Of every request line.")] = None,
     extra_body: Annotated[str, typer.Option(help="Further fields of every request line, as a JSON object.")] = "{}",
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 8,
+    concurrency: Annotated[
+        int | None, typer.Option(min=1, help="Requests at a time, at most. Left out: 8, and once 32 to see load.")
+    ] = None,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds of silence after which a request fails.")] = 600.0,
     output: Annotated[
         Path | None, typer.Option(help="Keep a record of every line here (JSON lines); resumes when it exists.")
@@ -128,7 +130,7 @@ def _verify(
     n: int,
     seed: int,
     overrides: dict[str, Any],
-    concurrency: int,
+    concurrency: int | None,
     output: Path | None,
 ) -> Report:
     from openk2.evals.verify import Overrides, Plan, RecordLog, generate_lines, read_lines, verify

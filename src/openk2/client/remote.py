@@ -8,8 +8,8 @@ import random
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,14 +19,18 @@ import httpx2
 from openk2.chat.events import ChatEvent
 from openk2.chat.ids import count_calls
 from openk2.chat.provider import ChatRequest
-from openk2.client.failures import error_for
+from openk2.client.failures import SilenceError, UnreachableError, error_for
 from openk2.client.reply import ReplyReader
-from openk2.client.request import request_body
+from openk2.client.request import request_body, text_body
 from openk2.client.sse import event_data
+from openk2.client.text_reply import TextReplyReader
 from openk2.client.wire import WireAnswer, read_answer
-from openk2.errors import ModelNotFoundError, OverloadedError, ProviderError, RequestError
+from openk2.config.sampling import SamplingParams
+from openk2.errors import ModelNotFoundError, OpenK2Error, OverloadedError, ProviderError, RequestError
 
 CONNECT_TIMEOUT_S = 10.0
+KEEP_ALIVE_S = 2.0
+"""How long an idle connection is kept: shorter than servers keep theirs, which could close while it is used again."""
 FIRST_BACKOFF_S = 0.5
 MAX_BACKOFF_S = 30.0
 """An endpoint that asks for a longer pause is reported instead of waited for."""
@@ -42,7 +46,7 @@ class RemoteProvider:
         Agent(provider).run("Hello")
 
     Call ids are handed on as the endpoint gave them. One provider serves any number of requests, also from several
-    event loops; it holds no connection between them.
+    event loops; unless `keeps_connections`, it holds none between them.
     """
 
     def __init__(
@@ -53,6 +57,8 @@ class RemoteProvider:
         *,
         timeout: float = 600.0,
         max_retries: int = 2,
+        key_source: str = "OPENAI_API_KEY",
+        keeps_connections: bool = False,
     ) -> None:
         """
         Args:
@@ -60,12 +66,17 @@ class RemoteProvider:
             model: None takes the first one that the endpoint lists.
             timeout: Seconds without any data after which a request fails.
             max_retries: Further attempts after 429, 5xx or a broken connection, before the first event only.
+            key_source: Where the key was read from, for the message about one that is refused.
+            keeps_connections: Use a connection again for the next request; all must then come from one event loop.
         """
         self._base_url = api_root(base_url)
         self._model = model
+        self._api_key = api_key
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._key_source = key_source
         self._timeout = httpx2.Timeout(timeout, connect=min(timeout, CONNECT_TIMEOUT_S))
         self._max_retries = max_retries
+        self._keeps_connections = keeps_connections
 
     @property
     def base_url(self) -> str:
@@ -96,14 +107,37 @@ class RemoteProvider:
         Raises RequestError, ContextLengthError or ModelNotFoundError for what the endpoint refuses, OverloadedError
         when it has no room after the retries, ProviderError when it cannot be reached or breaks off.
         """
+        body = request_body(request, await self._known_model())
+        reader = ReplyReader(count_calls(request.messages), request.sampling.stop)
+        async with aclosing(self._events("/chat/completions", body, reader)) as events:
+            async for event in events:
+                yield event
+
+    async def stream_text(
+        self, prompt: str | Sequence[int], sampling: SamplingParams, *, control_tokens: bool = False
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """Continue a raw prompt by the endpoint's legacy completions; raises as `stream` does.
+
+        Whether control tokens in a text are ones is the endpoint's business. `control_tokens`: ask for those of the
+        answer, as their literals.
+        """
+        body = text_body(prompt, sampling, await self._known_model(), control_tokens=control_tokens)
+        async with aclosing(self._events("/completions", body, TextReplyReader(sampling.stop))) as events:
+            async for event in events:
+                yield event
+
+    async def _known_model(self) -> str:
         if self._model is None:
             await asyncio.to_thread(getattr, self, "model")  # looks the name up without blocking the loop
-        body = request_body(request, self.model)
-        reader = ReplyReader(count_calls(request.messages))
+        return self.model
+
+    async def _events(
+        self, path: str, body: dict[str, Any], reader: ReplyReader | TextReplyReader
+    ) -> AsyncGenerator[ChatEvent, None]:
         done_seen = False
-        async with self._open("/chat/completions", body) as response:
+        async with self._open(path, body) as response:
             try:
-                async for data in _payloads(response):
+                async for data in self._payloads(response):
                     if data.strip() == "[DONE]":
                         done_seen = True
                         break
@@ -116,18 +150,18 @@ class RemoteProvider:
             for event in reader.finish(done_seen=done_seen):
                 yield event
 
-    async def exchange(self, path: str, body: dict[str, Any]) -> WireAnswer:
+    async def exchange(self, path: str, body: dict[str, Any], *, most_events: int | None = None) -> WireAnswer:
         """POST `body` to `path`, such as `/chat/completions`, once; the answer comes back unread, whatever its status.
+
+        With `most_events` the connection is closed after so many events of a stream.
 
         Raises ProviderError when the endpoint cannot be reached, OverloadedError when it does not answer in time.
         """
         started = time.perf_counter()
-        async with httpx2.AsyncClient(
-            timeout=self._timeout, headers=self._headers, verify=self._tls, trust_env=self._uses_proxies
-        ) as client:
+        async with self._client() as client:
             try:
                 async with client.stream("POST", self._base_url + path, json=body) as response:
-                    return await read_answer(response, started)
+                    return await read_answer(response, started, most_events)
             except httpx2.TransportError as error:
                 raise self._failure(error) from None
 
@@ -135,9 +169,7 @@ class RemoteProvider:
     async def _open(self, path: str, body: dict[str, Any]) -> AsyncIterator[httpx2.Response]:
         """An answer with status 200, after retries."""
         url = self._base_url + path
-        async with httpx2.AsyncClient(
-            timeout=self._timeout, headers=self._headers, verify=self._tls, trust_env=self._uses_proxies
-        ) as client:
+        async with self._client() as client:
             for attempt in range(self._max_retries + 1):
                 last = attempt == self._max_retries
                 pause = FIRST_BACKOFF_S * 2**attempt * random.uniform(0.75, 1.25)
@@ -158,22 +190,30 @@ class RemoteProvider:
                     return
                 pause = _retry_after(response) or pause
                 if last or response.status_code not in _RETRIED_STATUSES or pause > MAX_BACKOFF_S:
-                    raise error_for(response.status_code, response.text, url=url)
+                    raise self._error(response, url)
                 await asyncio.sleep(pause)
+
+    def get(self, url: str, timeout: float | None = None) -> httpx2.Response:
+        """GET an address of the endpoint, or of its host, with the key; the answer may have any status.
+
+        Raises UnreachableError or SilenceError when none comes.
+        """
+        limits = self._timeout if timeout is None else httpx2.Timeout(timeout)
+        try:
+            with httpx2.Client(
+                timeout=limits, headers=self._headers, verify=self._tls, trust_env=self._uses_proxies
+            ) as client:
+                return client.get(url)
+        except httpx2.TransportError as error:
+            raise self._failure(error) from None
 
     @cached_property
     def _listing(self) -> list[dict[str, Any]]:
         """The entries of `/models`, asked for once; empty when the endpoint lists none in a form we know."""
         url = f"{self._base_url}/models"
-        try:
-            with httpx2.Client(
-                timeout=self._timeout, headers=self._headers, verify=self._tls, trust_env=self._uses_proxies
-            ) as client:
-                response = client.get(url)
-        except httpx2.TransportError as error:
-            raise self._failure(error) from None
+        response = self.get(url)
         if response.status_code != 200:
-            raise error_for(response.status_code, response.text, url=url)
+            raise self._error(response, url)
         try:
             return [entry for entry in response.json()["data"] if entry.get("id")]
         except (ValueError, LookupError, TypeError, AttributeError):
@@ -190,13 +230,52 @@ class RemoteProvider:
         """A proxy of the environment cannot reach this machine's own servers."""
         return urlsplit(self._base_url).hostname not in _LOOPBACK
 
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx2.AsyncClient]:
+        if self._keeps_connections:
+            yield self._kept_client  # open as long as the process
+            return
+        async with self._new_client() as client:
+            yield client
+
+    @cached_property
+    def _kept_client(self) -> httpx2.AsyncClient:
+        return self._new_client()
+
+    def _new_client(self) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            timeout=self._timeout,
+            headers=self._headers,
+            verify=self._tls,
+            trust_env=self._uses_proxies,
+            limits=httpx2.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+        )
+
+    async def _payloads(self, response: httpx2.Response) -> AsyncIterator[str]:
+        if "json" in response.headers.get("content-type", ""):  # a whole completion in place of a stream
+            yield self._without_key((await response.aread()).decode("utf-8", errors="replace"))
+            return
+        async for data in event_data(response.aiter_bytes()):
+            yield self._without_key(data)
+
+    def _error(self, response: httpx2.Response, url: str) -> OpenK2Error:
+        said = self._without_key(response.text)
+        error = error_for(response.status_code, said, url=url, key_source=self._key_source)
+        if isinstance(error, OverloadedError):
+            error.retry_after_s = _retry_after(response)
+        return error
+
+    def _without_key(self, text: str) -> str:
+        """An endpoint may show the key that it refuses, and what it says is shown to others."""
+        return text.replace(self._api_key, "[API key]") if self._api_key else text
+
     def _failure(self, error: httpx2.TransportError) -> ProviderError:
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return ProviderError(f"cannot reach {self._base_url}: is the server running there?")
+            return UnreachableError(f"cannot reach {self._base_url}: is the server running there?")
         if isinstance(error, httpx2.TimeoutException):
-            return OverloadedError(f"{self._base_url} sent nothing for {self._timeout.read:g} s")
+            return SilenceError(f"{self._base_url} sent nothing for {self._timeout.read:g} s")
         reason = " ".join(str(error).split()) or type(error).__name__
-        return ProviderError(f"the connection to {self._base_url} broke: {reason}")
+        return UnreachableError(f"the connection to {self._base_url} broke: {reason}")
 
 
 def api_root(url: str) -> str:
@@ -215,14 +294,6 @@ def api_root(url: str) -> str:
         raise RequestError(f"{url!r} is no base URL; one looks like http://127.0.0.1:8000/v1", param="base_url")
     # A version may stand in the middle, as in /v1beta/openai.
     return root if re.search(r"/v\d", parts.path) else f"{root}/v1"
-
-
-async def _payloads(response: httpx2.Response) -> AsyncIterator[str]:
-    if "json" in response.headers.get("content-type", ""):  # a whole completion in place of a stream
-        yield (await response.aread()).decode("utf-8", errors="replace")
-        return
-    async for data in event_data(response.aiter_bytes()):
-        yield data
 
 
 def _parsed(data: str) -> Any:

@@ -25,8 +25,8 @@ class WireAnswer:
     """How the connection ended, when it ended before the answer did."""
 
 
-async def read_answer(response: httpx2.Response, started: float) -> WireAnswer:
-    """Read to the end what answers a request that was sent at `started` (`time.perf_counter()`)."""
+async def read_answer(response: httpx2.Response, started: float, most_events: int | None = None) -> WireAnswer:
+    """Read what answers a request that was sent at `started` (`time.perf_counter()`): to the end, or so many events."""
     kind = response.headers.get("content-type", "")
     payloads: list[str] = []
     first_ms: float | None = None
@@ -36,6 +36,8 @@ async def read_answer(response: httpx2.Response, started: float) -> WireAnswer:
             async for data in event_data(response.aiter_bytes()):
                 first_ms = _ms_since(started) if first_ms is None else first_ms
                 payloads.append(data)
+                if len(payloads) == most_events:
+                    break
         else:
             payloads.append((await response.aread()).decode("utf-8", errors="replace"))
     except httpx2.TransportError as error:

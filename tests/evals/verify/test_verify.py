@@ -36,6 +36,14 @@ def test_our_own_server_passes_everything(faithful: str) -> None:
     figures = {figure["name"]: figure["value"] for figure in report["figures"]}
     assert figures["schema accuracy"] == figures["canonical ids"] == figures["stream parity"] == 1
     assert figures["marker leaks"] == figures["loops"] == figures["empty turns"] == 0
+    assert figures["same at 8 at once"] == figures["same at 32 at once"] == figures["schema accuracy at 32"] == 1
+    assert figures["abort latency"] is not None
+
+
+def test_no_more_than_the_given_requests_run_at_a_time(faithful: str) -> None:
+    _, report = verify(faithful, "--concurrency", "8", "--schemas", "0")
+    names = {figure["name"] for figure in report["figures"]}
+    assert "same at 8 at once" in names and "same at 32 at once" not in names
 
 
 @pytest.mark.parametrize(

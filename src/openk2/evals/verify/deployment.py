@@ -45,12 +45,21 @@ class Deployment:
             return Reply(0, {"error": str(error)}, error=str(error))
         return read_reply(answer, streamed=bool(body.get("stream")))
 
-    async def _exchange(self, body: dict[str, Any]) -> WireAnswer:
+    async def abandon(self, body: Mapping[str, Any]) -> bool:
+        """Hang up at a stream's first event; whether there was one."""
+        sent = {"model": self.model, **body, "stream": True}
+        try:
+            answer = await self._exchange(sent, most_events=1)
+        except ProviderError:
+            return False
+        return answer.status == 200 and answer.broken is None and bool(answer.payloads)
+
+    async def _exchange(self, body: dict[str, Any], most_events: int | None = None) -> WireAnswer:
         wait_s = FIRST_WAIT_S
         async with self._room:
             for attempt in range(BUSY_RETRIES + 1):
                 last = attempt == BUSY_RETRIES
-                answer = await self._provider.exchange("/chat/completions", body)
+                answer = await self._provider.exchange("/chat/completions", body, most_events=most_events)
                 if last or answer.status not in BUSY_STATUSES:
                     return answer
                 await asyncio.sleep(wait_s)

@@ -10,7 +10,7 @@ from typing import Any
 from openk2.client import RemoteProvider
 from openk2.evals.verify.deployment import Deployment
 from openk2.evals.verify.figures import figures_of
-from openk2.evals.verify.parity import LOADS, parity_figures
+from openk2.evals.verify.loads import load_figures, loads_within
 from openk2.evals.verify.records import RecordLog, summarize
 from openk2.evals.verify.report import Report
 from openk2.evals.verify.requests import Overrides, fingerprint, prepare
@@ -18,6 +18,8 @@ from openk2.evals.verify.rules import judge_records
 from openk2.evals.verify.runner import now, run_lines
 from openk2.evals.verify.scenarios import SCENARIOS, check_scenarios
 from openk2.evals.verify.schema_checks import SchemaCase, check_schemas
+
+DEFAULT_CONCURRENCY = 8
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class Plan:
     schema_cases: Sequence[SchemaCase]
     window: int | None
     """Tokens, where the endpoint tells."""
-    concurrency: int
+    concurrency: int | None
+    """Requests at a time, at most; None: 8, and more where a figure is about more."""
 
     @classmethod
     def of(
@@ -40,7 +43,7 @@ class Plan:
         schema_cases: Sequence[SchemaCase],
         *,
         window: int | None,
-        concurrency: int,
+        concurrency: int | None,
     ) -> Plan:
         return cls([prepare(line, overrides) for line in lines], overrides, schema_cases, window, concurrency)
 
@@ -51,7 +54,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """How often `on_done` is called."""
-        return len(self.bodies) + len(SCENARIOS) + len(self.schema_cases) + 1 + len(LOADS)
+        return len(self.bodies) + len(SCENARIOS) + len(self.schema_cases) + 2 + len(loads_within(self.concurrency))
 
 
 async def verify(
@@ -66,7 +69,7 @@ async def verify(
     Raises ProviderError when the endpoint cannot be reached, RequestError when it is none or refuses the key. A
     connection that breaks later is a fault of the answer that it broke.
     """
-    deployment = Deployment(provider, plan.concurrency)
+    deployment = Deployment(provider, plan.concurrency or DEFAULT_CONCURRENCY)
     await deployment.check_reachable()
     started_at, started = now(), time.perf_counter()
     records = await run_lines(deployment, plan.bodies, plan.overrides.extra_body, log=log, on_done=on_done)
@@ -77,7 +80,9 @@ async def verify(
         *await check_schemas(deployment, plan.schema_cases, on_done=on_done),
     ]
     figures = figures_of(records)
-    figures += await parity_figures(Deployment(provider, max(LOADS)), plan.bodies, on_done=on_done)
+    loads = loads_within(plan.concurrency)
+    loaded = Deployment(provider, max(loads, default=plan.concurrency or DEFAULT_CONCURRENCY))
+    figures += await load_figures(loaded, plan.bodies, loads, on_done=on_done)
     return Report(
         url=deployment.base_url,
         model=deployment.model,
