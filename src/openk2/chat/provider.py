@@ -8,6 +8,7 @@ from typing import Protocol
 
 from openk2.chat.events import ChatEvent
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
+from openk2.chat.trace import Trace
 from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
 
@@ -22,6 +23,8 @@ class ChatRequest:
     """Hold tool calls to the declared names and schemas while they are sampled, where the provider can."""
     response_format: ResponseFormat | None = None
     """None: free text."""
+    trace: Trace | None = field(default=None, compare=False)
+    """Where to tell how the answer came about; no part of what is asked."""
 
     def __post_init__(self) -> None:
         """Raises RequestError for a partial message that no answer can go on from."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,6 +84,17 @@ class ConstraintSpec:
     first_index: int
     grammar: bool
     response_format: ResponseFormat | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What the answer is held to, fit for JSON."""
+        schema = None if self.response_format is None else self.response_format.schema
+        return {
+            "tools": [tool.name for tool in self.tools],
+            "tool_choice": asdict(self.tool_choice),
+            "first_call_index": self.first_index,
+            "grammar": self.grammar,
+            "response_format": None if self.response_format is None else {"schema": schema and dict(schema)},
+        }
 
 
 @dataclass(frozen=True)
