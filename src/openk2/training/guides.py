@@ -21,7 +21,8 @@ even spread over its targets:
   one place stands for the whole;
 - `bound`: where a value begins in the request, that token looks at the end of its parameter's declaration, unless the
   request names the parameter only after it ("7 as the level");
-- `slot`: the token before an argument's value looks there too, so that the two can be matched;
+- `slot`: the token before an argument's value, and the one before its quote or space, look there too, so that the
+  type is known and the two can be matched;
 - `source`: the token before a copied one looks at the original in the request or in a tool's result.
 
 Rows that decide are found beside them (`decision`, no targets): what precedes the start of a reply, the choices in a
@@ -180,7 +181,7 @@ def _guide_reply(
             if parameter := tool.parameters.get(key):
                 if words := parameter.key + parameter.description:
                     found["parameter"].append((value.start - 1, words))
-                found["slot"].append((value.start - 1, (parameter.end,)))
+                found["slot"] += [(row, (parameter.end,)) for row in (value_start - 1, value.start - 1)]
                 if request is not None and (first := _first_copied(text, value, request, parameter)) is not None:
                     found["bound"].append((first, (parameter.end,)))
         deciding.add(end)
