@@ -93,6 +93,8 @@ class ProviderError(OpenK2Error):
 class OverloadedError(ProviderError):
     http_status = 503
     error_type = "overloaded_error"
+    retry_after_s: float | None = None
+    """Seconds after which to try again, where the provider says."""
 
 
 class QueueFullError(OverloadedError):

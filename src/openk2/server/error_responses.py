@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from openk2.server.streams import ClientDisconnected
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_SECONDS = 2
+"""Where the provider does not say."""
 
 
 def error_body(
@@ -48,7 +50,7 @@ async def _on_openk2_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, OpenK2Error)
     response = Response(dump_json(body_of(error)), error.http_status, media_type="application/json")
     if isinstance(error, OverloadedError):
-        response.headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+        response.headers["retry-after"] = str(math.ceil(error.retry_after_s or RETRY_AFTER_SECONDS))
     if isinstance(error, TimeLimitError):
         # The official clients repeat every 5xx, and would take as long again.
         response.headers["x-should-retry"] = "false"
