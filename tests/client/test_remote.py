@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from openk2.chat.events import ChatEvent, TextDelta, collect_async
-from openk2.chat.messages import Completion, Message, ToolCall, ToolChoice, ToolSpec, Usage
+from openk2.chat.events import ChatEvent, Finished, TextDelta, collect_async
+from openk2.chat.messages import Completion, Message, TokenLogprob, ToolCall, ToolChoice, ToolSpec, Usage
 from openk2.chat.provider import ChatRequest
 from openk2.client import RemoteProvider
+from openk2.client.failures import NoEndpointError, RateLimitedError, RefusedKeyError
 from openk2.client.remote import api_root
 from openk2.config.sampling import SamplingParams
 from openk2.errors import (
@@ -140,11 +141,11 @@ def test_what_is_no_base_url(given: str) -> None:
 
 ERRORS = [
     (400, {"error": {"message": "bad temperature"}}, RequestError, "bad temperature"),
-    (401, {"error": {"message": "wrong key"}}, RequestError, "OPENAI_API_KEY"),
+    (401, {"error": {"message": "wrong key"}}, RefusedKeyError, "OPENAI_API_KEY"),
     (404, {"error": {"message": "gone", "code": "model_not_found"}}, ModelNotFoundError, "gone"),
     (404, {"message": "The model `m` does not exist.", "object": "error"}, ModelNotFoundError, "does not exist"),
-    (404, {"detail": "Not Found"}, RequestError, "base URL"),
-    (404, "<html>nginx</html>", RequestError, "answered 404 "),
+    (404, {"detail": "Not Found"}, NoEndpointError, "base URL"),
+    (404, "<html>nginx</html>", NoEndpointError, "answered 404 "),
     (422, {"detail": [{"loc": ["body"], "msg": "field required"}]}, RequestError, "field required"),
     (400, [{"error": {"message": "in a list"}}], RequestError, "in a list"),
     (400, {"error": "as a string"}, RequestError, "as a string"),
@@ -198,7 +199,7 @@ async def test_a_passing_failure_is_retried(
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(429, OverloadedError), (503, OverloadedError), (529, OverloadedError), (500, ProviderError)]
+    ("status", "kind"), [(429, RateLimitedError), (503, OverloadedError), (529, OverloadedError), (500, ProviderError)]
 )
 async def test_retries_are_bounded(status: int, kind: type[OpenK2Error], endpoint: Any, reply: Any) -> None:
     endpoint.replies = [reply(json.dumps({"error": {"message": "busy"}}), status)]
@@ -214,9 +215,10 @@ async def test_retry_after(endpoint: Any, streamed: Any, reply: Any, pauses: lis
     assert pauses == [7, 0.25]
     endpoint.asked.clear()
     endpoint.replies = [reply("", 429, {"Retry-After": "3600"}), ok]
-    with pytest.raises(OverloadedError):
+    with pytest.raises(OverloadedError) as caught:
         await complete(RemoteProvider(endpoint.url, "m"))
     assert len(endpoint.asked) == 1, "nobody waits for an hour"
+    assert caught.value.retry_after_s == 3600
 
 
 async def test_nothing_is_retried_after_the_first_event(endpoint: Any, streamed: Any) -> None:
@@ -264,3 +266,49 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_loopback(
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
     endpoint.replies = [streamed({"content": "ok", "finish_reason": "stop"})]
     assert (await complete(RemoteProvider(endpoint.url, "m"))).message.content == "ok"
+
+
+async def test_a_key_is_never_repeated(endpoint: Any, streamed: Any, reply: Any) -> None:
+    provider = RemoteProvider(endpoint.url, "m", "sk-secret-1", key_source="the file keys.txt")
+    endpoint.replies = [reply(json.dumps({"error": {"message": "Incorrect API key: sk-secret-1"}}), 401)]
+    with pytest.raises(RefusedKeyError, match=r"Incorrect API key: \[API key\].*the file keys\.txt"):
+        await complete(provider)
+    endpoint.replies = [streamed({"content": "a"}, {"error": {"message": "sk-secret-1 was revoked"}})]
+    with pytest.raises(ProviderError) as caught:
+        await complete(provider)
+    assert "secret" not in str(caught.value)
+
+
+async def test_connections_are_kept_when_asked(endpoint: Any, streamed: Any) -> None:
+    endpoint.replies = [streamed({"content": "ok", "finish_reason": "stop"})]
+    provider = RemoteProvider(endpoint.url, "m", keeps_connections=True)
+    assert [(await complete(provider)).message.content for _ in range(2)] == ["ok", "ok"]
+
+
+async def test_a_raw_continuation(endpoint: Any, reply: Any) -> None:
+    logprobs = {"tokens": ["a", "b"], "token_logprobs": [None, -0.5], "top_logprobs": [None, {"b": -0.5, "c": -1.5}]}
+    chunks = [
+        {"choices": [{"index": 0, "text": "ab", "logprobs": logprobs, "finish_reason": None}]},
+        {"choices": [{"index": 0, "text": "c", "finish_reason": "stop", "stop_reason": "X"}]},
+        {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
+    ]
+    endpoint.replies = [reply([*(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks), "data: [DONE]\n\n"])]
+    sampling = SamplingParams(max_tokens=5, stop=("X",), logprobs=2)
+    events = [
+        event async for event in RemoteProvider(endpoint.url, "m").stream_text([1, 2, 3], sampling, control_tokens=True)
+    ]
+    top = (TokenLogprob(b"b", -0.5), TokenLogprob(b"c", -1.5))
+    assert events == [
+        TextDelta("ab", (TokenLogprob(b"b", -0.5, top),)),
+        TextDelta("c"),
+        Finished("stop", Usage(3, 2), "X"),
+    ]
+    assert endpoint.paths == ["/v1/completions"]
+    asked = {"model": "m", "prompt": [1, 2, 3], "stream": True, "stream_options": {"include_usage": True}}
+    assert endpoint.asked == [asked | {"max_tokens": 5, "stop": ["X"], "skip_special_tokens": False, "logprobs": 2}]
+
+
+async def test_a_continuation_that_breaks_off(endpoint: Any, reply: Any) -> None:
+    endpoint.replies = [reply(['data: {"choices": [{"index": 0, "text": "half", "finish_reason": null}]}\n\n'])]
+    with pytest.raises(ProviderError, match="before the answer was complete"):
+        [event async for event in RemoteProvider(endpoint.url, "m").stream_text("Once", SamplingParams())]

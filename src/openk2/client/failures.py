@@ -21,17 +21,49 @@ _PROMPT = re.compile(r"(?:prompt|messages|input|requested|resulted in)\D{0,60}?(
 _MESSAGE_CHARS = 500
 
 
-def error_for(status: int, body: str, *, url: str) -> OpenK2Error:
-    """The error for an HTTP answer that is no completion."""
+class EndpointError(RequestError):
+    """The endpoint serves nobody as it is set up here: it is not the one that was meant, or refuses the key."""
+
+
+class RefusedKeyError(EndpointError):
+    http_status = 403
+    error_type = "permission_error"
+
+
+class NoEndpointError(EndpointError):
+    http_status = 404
+
+
+class UnreachableError(ProviderError):
+    """Nobody listens there, or the connection broke."""
+
+
+class RateLimitedError(OverloadedError):
+    http_status = 429
+    error_type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class SilenceError(OverloadedError):
+    """The endpoint has taken the request and says nothing."""
+
+    http_status = 504
+    error_type = "timeout_error"
+
+
+def error_for(status: int, body: str, *, url: str, key_source: str = "OPENAI_API_KEY") -> OpenK2Error:
+    """The error for an HTTP answer that is no completion. `key_source`: where a person finds the key that was sent."""
     message, code = read_error(body)
     said = f"{url} answered {status}: {message}" if message else f"{url} answered {status}"
     if status in (401, 403):
-        return RequestError(f"{said} (is the API key right? it is read from OPENAI_API_KEY)", param="api_key")
+        return RefusedKeyError(f"{said} (is the API key right? it is read from {key_source})", param="api_key")
     if status == 404 and (code == "model_not_found" or "model" in message.lower()):
         return ModelNotFoundError(said, param="model")
     if status == 404:
-        return RequestError(f"{said} (is this the base URL of an OpenAI-compatible endpoint?)", param="base_url")
-    if status in (429, 503, 529):
+        return NoEndpointError(f"{said} (is this the base URL of an OpenAI-compatible endpoint?)", param="base_url")
+    if status == 429:
+        return RateLimitedError(said)
+    if status in (503, 529):
         return OverloadedError(said)
     if status >= 500:
         return ProviderError(said)
@@ -44,6 +76,8 @@ def stream_error(error: Any) -> OpenK2Error:
     said = f"the endpoint broke off its answer: {message or 'it gave no reason'}"
     if code == "overloaded_error":
         return OverloadedError(said)
+    if code in ("rate_limit_error", "rate_limit_exceeded", "429"):
+        return RateLimitedError(said)
     return _refusal(said, message, code) if code == "context_length_exceeded" else ProviderError(said)
 
 

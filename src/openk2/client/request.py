@@ -33,6 +33,8 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
         )
         if not choice.parallel:
             body["parallel_tool_calls"] = False
+    if request.template_variables:
+        body["chat_template_kwargs"] = dict(request.template_variables)
     if request.response_format is not None:
         body["response_format"] = response_format_json(request.response_format)
     sampling = request.sampling
