@@ -9,6 +9,7 @@ from openk2.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.lexers import Piece
 from openk2.chat.messages import FinishReason, Usage
 from openk2.chat.parser import ReplyParser, Thought, TokenLexer
+from openk2.chat.stop_strings import StopStrings
 from openk2.engine import StepOutput
 from openk2.engine.process import Outcome
 from openk2.errors import OpenK2Error, ProviderError
@@ -26,35 +27,6 @@ class Generation:
     """Everything that was generated, the token that ended it included."""
     finish_reason: FinishReason
     usage: Usage
-
-
-class StopStrings:
-    """Looks for stop strings in a stream of text, holding back what could be the start of one."""
-
-    def __init__(self, stop: Sequence[str]) -> None:
-        self._stop = stop
-        self._held = ""
-
-    def push(self, text: str) -> tuple[str, str | None]:
-        """Text that is certain now, and the stop string that ended it, if one did."""
-        text = self._held + text
-        found = [(at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
-        if found:
-            self._held = ""
-            at, stop = min(found)
-            return text[:at], stop
-        held = max((_overlap(text, stop) for stop in self._stop), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held], None
-
-    def flush(self) -> str:
-        held, self._held = self._held, ""
-        return held
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` with which `stop` begins."""
-    return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 class Answer:
