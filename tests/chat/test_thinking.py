@@ -130,6 +130,16 @@ def test_history_is_rendered_as_the_template_says(thinker: Tokenizer, opening: s
     shown = "".join(f"[{i - thinker.n_ranks}]" if i in thinker.special_ids else thinker.decode([i]) for i in prompt)
     assert f"[22]hm {END}[23]b" in shown and "[22][23]c" in shown and shown.count("[22]") == 2 + opens
     assert template.thinks and template.opens_thought(prompt) == opens
+    assert template.render(history, variables={"messages": [], "other": [1]}) == prompt
     plain = ChatTemplate(thinker)
     assert not plain.thinks and not plain.opens_thought(plain.render(history))
     assert plain.render(history) == plain.render([*history[:1], Message("assistant", "b"), *history[2:]])
+
+
+def test_a_templates_own_switch(thinker: Tokenizer) -> None:
+    opening = "{% if thinking is not defined or thinking %}<think>{% else %}<think>{{ note }}</think>{% endif %}"
+    template = ChatTemplate(thinker, TEMPLATE.replace("OPENING", opening))
+    asked = [Message("user", "a")]
+    assert template.opens_thought(template.render(asked))
+    off = template.render(asked, variables={"thinking": False, "note": END})
+    assert not template.opens_thought(off) and off.count(thinker.specials[END]) == 1  # what a caller says is text

@@ -131,7 +131,7 @@ def test_refusals_are_of_the_clients_own_classes(serve):
     with pytest.raises(anthropic.AuthenticationError):
         answer(client_of(server), False, messages=[USER])
     with pytest.raises(anthropic.NotFoundError):
-        answer(client_of(server, "secret"), False, messages=[USER], model="claude-17")
+        answer(client_of(server, "secret"), False, messages=[USER], model="gpt-17")
     with pytest.raises(anthropic.BadRequestError, match=r"tools\[0\].input_schema"):
         answer(client_of(server, "secret"), False, messages=[USER], tools=[WEATHER | {"input_schema": {}}])
 

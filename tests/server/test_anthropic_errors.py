@@ -48,8 +48,8 @@ def test_a_wrong_field_is_named(server, path):
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/messages/count_tokens"])
 def test_an_unknown_model_is_a_404(server, path):
-    status, kind, message = error_of(HTTP.post(server.url + path, json=BODY | {"model": "claude-17"}))
-    assert (status, kind) == (404, "not_found_error") and "claude-17" in message
+    status, kind, message = error_of(HTTP.post(server.url + path, json=BODY | {"model": "gpt-17"}))
+    assert (status, kind) == (404, "not_found_error") and "gpt-17" in message
 
 
 @pytest.mark.parametrize(

@@ -278,6 +278,12 @@ def test_what_is_harmless_is_ignored_and_reported():
     )  # fmt: skip
 
 
+def test_names_of_anthropics_models_mean_any() -> None:
+    assert [read(model=name).model for name in ("claude-opus-4-1", "claude-3-5-haiku-latest")] == [None, None]
+    assert [read(model=name).model for name in ("kimi-k2", "not-claude-3", None)] == ["kimi-k2", "not-claude-3", None]
+    assert read_count_tokens({"model": "claude-x", "messages": [USER]}).model is None
+
+
 def test_a_last_message_of_the_assistant_is_the_beginning_of_its_answer():
     begun = {"role": "assistant", "content": "It is"}
     assert [m.partial for m in read(messages=[begun, USER, begun]).chat_request().messages] == [False, False, True]

@@ -10,7 +10,7 @@ import pytest
 from tests.support.vocabularies import synthetic_ranks
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta
-from openk2.chat.messages import Usage
+from openk2.chat.messages import TokenLogprob, Usage
 from openk2.chat.scripted import ScriptedProvider
 from openk2.config import SamplingParams
 from openk2.errors import ProviderError, RequestError
@@ -25,18 +25,25 @@ def read(**body: Any) -> CompletionRequest:
 
 
 @pytest.mark.parametrize(
-    ("given", "prompt"),
-    [("Once", "Once"), (["Once"], "Once"), ([1, 2], (1, 2)), ([[1, 2]], (1, 2)), ("<|im_end|>", "<|im_end|>")],
+    ("given", "prompts"),
+    [
+        ("Once", ("Once",)),
+        (["Once"], ("Once",)),
+        ([1, 2], ((1, 2),)),
+        ([[1, 2]], ((1, 2),)),
+        (["a", "<|im_end|>"], ("a", "<|im_end|>")),
+        ([[1], "a", [2, 3]], ((1,), "a", (2, 3))),
+    ],
 )
-def test_prompts(given: Any, prompt: Any) -> None:
-    assert read(prompt=given).prompt == prompt
+def test_prompts(given: Any, prompts: Any) -> None:
+    assert read(prompt=given).prompts == prompts
 
 
 def test_settings_are_those_of_chats() -> None:
-    body = read(max_tokens=7, temperature=0, seed=3, stop=["\n"], n=2, echo=False, best_of=1, suffix=None, user="u")
+    body = read(max_tokens=7, temperature=0, seed=3, stop=["\n"], n=2, echo=False, best_of=2, suffix=None, user="u")
     assert body.sampling == SamplingParams(max_tokens=7, temperature=0, seed=3, stop=("\n",))
     assert (body.n, body.stream, body.ignored) == (2, False, ("user",))
-    assert read().sampling.max_tokens == 16
+    assert read().sampling.max_tokens == 16 and read(min_tokens=20).sampling.max_tokens == 20
 
 
 @pytest.mark.parametrize(
@@ -45,14 +52,20 @@ def test_settings_are_those_of_chats() -> None:
         ("prompt", {"prompt": None}),
         ("prompt", {"prompt": ""}),
         ("prompt", {"prompt": []}),
-        ("prompt", {"prompt": [[]]}),
+        ("prompt[0]", {"prompt": [[]]}),
         ("prompt", {"prompt": {"a": 1}}),
-        ("prompt", {"prompt": ["a", "b"]}),
+        ("prompt", {"prompt": ["a"] * 17, "n": 8}),
+        ("prompt[1]", {"prompt": ["a", ""]}),
+        ("prompt[1]", {"prompt": ["a", 3]}),
+        ("prompt[1][0]", {"prompt": ["a", ["b"]]}),
         ("prompt[1]", {"prompt": [1, "a"]}),
         ("prompt[0]", {"prompt": [True]}),
-        ("echo", {"echo": True}),
+        ("echo", {"echo": True, "logprobs": 0}),
+        ("echo", {"echo": "yes"}),
         ("suffix", {"suffix": "end"}),
-        ("best_of", {"best_of": 2}),
+        ("best_of", {"best_of": 2, "n": 3}),
+        ("best_of", {"best_of": 9}),
+        ("best_of", {"best_of": 2, "stream": True}),
         ("logprobs", {"logprobs": 6}),
         ("logit_bias.x", {"logit_bias": {"x": 1}}),
         ("frequency_penalty", {"frequency_penalty": 3}),
@@ -80,7 +93,10 @@ class Echo(ScriptedProvider):
         self.asked.append((prompt, sampling))
         words = str(prompt).split()
         for word in words:
-            yield TextDelta(f" {word}")
+            told = (
+                TokenLogprob(f" {word}".encode(), -float(sampling.seed or 0)) if sampling.logprobs is not None else None
+            )
+            yield TextDelta(f" {word}", () if told is None else (told,))
         if self.broken:
             raise ProviderError("out of words")
         yield Finished("length" if sampling.max_tokens == len(words) else "stop", Usage(5, len(words), 4))
@@ -113,6 +129,35 @@ def test_streams_add_up_to_the_same(serve: Serve) -> None:
         assert [choice.finish_reason for choice in mine] == [None, None, "stop"]
 
 
+def test_several_prompts(serve: Serve) -> None:
+    """Choices of a prompt stand together; each prompt counts once."""
+    client = serve(Echo()).client
+    body = {"model": "kimi-k2", "prompt": ["a b", "c d e"], "n": 2, "echo": True}
+    answer = client.completions.create(**body)
+    assert [(choice.index, choice.text) for choice in answer.choices] == [
+        (0, "a b a b"), (1, "a b a b"), (2, "c d e c d e"), (3, "c d e c d e"),
+    ]  # fmt: skip
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (10, 10)
+    *chunks, last = client.completions.create(**body, stream=True, stream_options={"include_usage": True})
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    for choice in answer.choices:
+        assert "".join(part.text for part in choices if part.index == choice.index) == choice.text
+    assert last.usage == answer.usage
+
+
+def test_the_best_of_several(serve: Serve) -> None:
+    """By log probability per token; in `Echo` it falls with the seed, which it shares the name of."""
+    provider = Echo()
+    client = serve(provider).client
+    body = {"model": "kimi-k2", "prompt": ["a b", "c"], "best_of": 3, "n": 2, "seed": -1}
+    answer = client.completions.create(**body, logprobs=0)
+    assert [choice.logprobs.token_logprobs for choice in answer.choices] == [[1.0, 1.0], [0.0, 0.0], [1.0], [0.0]]
+    assert answer.usage.completion_tokens == 9
+    plain = client.completions.create(**body)
+    assert [choice.logprobs for choice in plain.choices] == [None] * 4
+    assert [sampling.logprobs for _, sampling in provider.asked] == [0] * 12
+
+
 def test_a_stream_that_breaks_says_so(serve: Serve) -> None:
     with pytest.raises(openai.APIError, match="out of words"):
         list(serve(Echo(broken=True)).client.completions.create(model="kimi-k2", prompt="a", stream=True))
@@ -141,6 +186,8 @@ def test_a_model_continues_text_and_ids_alike(server: RunningServer) -> None:
     assert "".join(choice.text for chunk in streamed for choice in chunk.choices) == text.choices[0].text
     assert text.choices[0].finish_reason == streamed[-1].choices[0].finish_reason == "length"
     assert (text.usage.prompt_tokens, text.usage.completion_tokens) == (len(ids), 12)
+    echoed = server.client.completions.create(prompt=[ids, "x"], echo=True, **body)
+    assert echoed.choices[0].text == "the weather" + text.choices[0].text and echoed.choices[1].text[0] == "x"
 
 
 def test_prompts_that_the_model_cannot_have(server: RunningServer) -> None:

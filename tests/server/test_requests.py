@@ -119,6 +119,7 @@ WRONG: list[tuple[str | None, dict]] = [
     ("stop_token_ids", {"stop_token_ids": 5}),
     ("stop_token_ids[1]", {"stop_token_ids": [5, -1]}),
     ("include_stop_str_in_output", {"include_stop_str_in_output": True}),
+    ("chat_template_kwargs", {"chat_template_kwargs": ["thinking"]}),
     ("modalities", {"modalities": ["text", "audio"]}),
     ("functions", {"functions": []}),
 ]  # fmt: skip
@@ -138,6 +139,11 @@ def test_the_last_message_may_be_the_beginning_of_the_answer():
     last = body.choice_requests()[0].messages[-1]
     assert (last.text, last.name, last.partial) == ("So far", "Ann", True)
     assert not read(messages=[USER, assistant(content="So far")]).messages[-1].partial
+
+
+def test_template_variables() -> None:
+    (request,) = read(chat_template_kwargs={"thinking": False}).choice_requests()
+    assert request.template_variables == {"thinking": False} and read().choice_requests()[0].template_variables == {}
 
 
 def test_messages_become_ours():
@@ -260,8 +266,8 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"3", b'{"messages": NaN}', b'{"a": "\xff"}', b"[" * 100_000],
-    ids=["empty", "cut", "array", "number", "nan", "not utf-8", "deep"],
+    [b"", b"{", b"[]", b"3", b'{"messages": NaN}', b'{"a": "\xff"}', b"[" * 100_000, b"[" * 130 + b"]" * 130, b'{"x": 1e999}'],
+    ids=["empty", "cut", "array", "number", "nan", "not utf-8", "deep", "too deep", "too large"],
 )
 def test_what_is_no_json_object_is_a_400(server, data):
     response = HTTP.post(f"{server.url}/v1/chat/completions", content=data)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from openk2.chat.events import ChatEvent
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
@@ -23,6 +23,8 @@ class ChatRequest:
     """Hold tool calls to the declared names and schemas while they are sampled, where the provider can."""
     response_format: ResponseFormat | None = None
     """None: free text."""
+    template_variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables for the model's chat template, such as the switch of one that can think or not."""
     trace: Trace | None = field(default=None, compare=False)
     """Where to tell how the answer came about; no part of what is asked."""
 

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jinja2
@@ -92,14 +93,16 @@ class ChatTemplate:
         tools: Sequence[ToolSpec] = (),
         *,
         add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[int]:
         """Ids of the prompt. Call ids of the history are made canonical first.
 
-        A last message that is partial stays open at its end; `add_generation_prompt` then says nothing.
+        A last message that is partial stays open at its end; `add_generation_prompt` then says nothing. `variables` are
+        further ones of the template; they take the place of none that it has in any case.
 
         Raises RequestError for a tool result of no call, TemplateError when the template refuses the messages.
         """
-        rendered = self._render(messages, tools, add_generation_prompt)
+        rendered = self._render(messages, tools, add_generation_prompt, variables)
         ids: list[int] = []
         for run, control in self._split(rendered):
             if run:
@@ -116,12 +119,18 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
     ) -> str:
         """The prompt as text, for people to read: it cannot tell a control token from a caller's literal of it."""
-        return self._nonces.restore(self._render(messages, tools, add_generation_prompt))
+        return self._nonces.restore(self._render(messages, tools, add_generation_prompt, {}))
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], add_generation_prompt: bool) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[ToolSpec],
+        add_generation_prompt: bool,
+        further: Mapping[str, Any],
+    ) -> str:
         nonces = self._nonces
         is_partial = bool(messages) and messages[-1].partial
-        variables = {
+        variables = nonces.protect(further) | {
             "messages": [nonces.protect(_message_object(message)) for message in canonicalize(messages)],
             "tools": [nonces.protect(sort_keys(tool.declaration)) for tool in tools] or None,
             "add_generation_prompt": add_generation_prompt and not is_partial,

@@ -133,7 +133,7 @@ class LLM:
 
     def count_prompt_tokens(self, request: ChatRequest) -> int:
         """Tokens of the prompt that `request` becomes; raises RequestError or TemplateError as `stream` does."""
-        return len(self.template.render(request.messages, request.tools))
+        return len(self._prompt(request))
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
         """See `ChatProvider.stream`."""
@@ -216,7 +216,7 @@ class LLM:
     def _prepare(self, request: ChatRequest) -> tuple[Submission, Answer]:
         if not request.messages:
             raise RequestError("messages is empty", param="messages")
-        prompt = self.template.render(request.messages, request.tools)
+        prompt = self._prompt(request)
         sampling = self._resolve(request.sampling, len(prompt))
         first_index = count_calls(request.messages)
         constraint = ConstraintSpec(
@@ -239,6 +239,9 @@ class LLM:
             min_tokens=sampling.min_tokens,
             thinks=self.template.thinks,
         )
+
+    def _prompt(self, request: ChatRequest) -> list[int]:
+        return self.template.render(request.messages, request.tools, variables=request.template_variables)
 
     def _prepare_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[Submission, RawAnswer]:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import replace
 
 from fastapi import Request
 
-from openk2.chat.events import ChatEvent
+from openk2.chat.events import ChatEvent, Finished
 from openk2.chat.provider import ChatProvider, ChatRequest, ProviderLoad, TextProvider
+from openk2.chat.trace import Trace
 from openk2.config.sampling import SamplingParams
 from openk2.errors import OverloadedError, QueueFullError, TimeLimitError
+from openk2.server.cache_misses import CacheMisses
 from openk2.server.metrics import Metrics, NamedLoad
 from openk2.server.model_slot import ModelSlot
 from openk2.server.request_record import RequestRecord
 from openk2.server.settings import ServerSettings
 from openk2.server.streams import ChoiceEvent, Merged, describe_failure
+from openk2.server.traces import RequestTrace, Traces, is_wanted
 
 
 class Answering:
@@ -30,6 +34,8 @@ class Answering:
         self.is_draining = False
         """Whether the server is about to end: no answer is begun any more."""
         self.metrics = Metrics(self._load)
+        self.traces = Traces()
+        self.cache_misses = CacheMisses() if settings.explain_cache_misses else None
 
     @property
     def num_under_way(self) -> int:
@@ -43,18 +49,21 @@ class Answering:
         Raises OverloadedError or QueueFullError, at once, when no answer is begun now.
         """
         self._admit()
-        return self._answer(request, [provider.stream(choice) for choice in asked])
+        trace: RequestTrace | None = None
+        if is_wanted(request.headers) or self.cache_misses is not None:
+            asked = [replace(choice, trace=Trace()) for choice in asked]
+            trace = RequestTrace(RequestRecord.of(request), [choice.trace for choice in asked if choice.trace])
+        return self._answer(request, [provider.stream(choice) for choice in asked], trace)
 
     def text(
         self,
         request: Request,
         provider: TextProvider,
-        prompt: str | Sequence[int],
-        samplings: Sequence[SamplingParams],
+        asked: Sequence[tuple[str | Sequence[int], SamplingParams]],
     ) -> AsyncGenerator[ChoiceEvent]:
-        """Continuations of a prompt; otherwise as `chat`."""
+        """Continuations of prompts; otherwise as `chat`."""
         self._admit()
-        return self._answer(request, [provider.stream_text(prompt, sampling) for sampling in samplings])
+        return self._answer(request, [provider.stream_text(prompt, sampling) for prompt, sampling in asked])
 
     def end_all(self) -> None:
         """End what is under way with an error, when it may not go on any longer."""
@@ -69,7 +78,7 @@ class Answering:
             raise QueueFullError(f"too many requests wait for their first token ({len(self._waiting)}); try again")
 
     async def _answer(
-        self, request: Request, streams: Sequence[AsyncIterator[ChatEvent]]
+        self, request: Request, streams: Sequence[AsyncIterator[ChatEvent]], trace: RequestTrace | None = None
     ) -> AsyncGenerator[ChoiceEvent]:
         record = RequestRecord.of(request)
         record.model = self._slot.names[0]
@@ -81,12 +90,16 @@ class Answering:
         )
         self._under_way.add(merged)
         self._waiting.add(merged)
+        if trace is not None and is_wanted(request.headers):
+            self.traces.add(trace)
         events = merged.events()
         record.was_aborted = True
         try:
             async for choice, event in events:
                 self._waiting.discard(merged)
                 meter.saw(choice, event)
+                if trace is not None and isinstance(event, Finished):
+                    self._finish(trace, choice, event)
                 yield choice, event
             record.was_aborted = False
         except Exception as error:
@@ -99,6 +112,13 @@ class Answering:
             self._waiting.discard(merged)
             meter.end()
             await events.aclose()
+
+    def _finish(self, trace: RequestTrace, choice: int, finished: Finished) -> None:
+        """The choices of a request have one prompt, so the first to end tells what became of it in the cache."""
+        if not trace.finished and self.cache_misses is not None:
+            cached_tokens = finished.usage.cached_tokens
+            trace.cache_miss = self.cache_misses.explain(trace.record.request_id, trace.choices[choice], cached_tokens)
+        trace.finished[choice] = finished
 
     def _load(self) -> NamedLoad | None:
         """What there is to do: as the provider tells, else as it is seen from here."""

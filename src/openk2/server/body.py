@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -10,6 +11,9 @@ from fastapi import Request
 
 from openk2.errors import RequestError
 from openk2.server.streams import ClientDisconnected
+
+MAX_DEPTH = 128
+"""Levels of arrays and objects. What reads a body may call itself for each."""
 
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -22,7 +26,9 @@ async def read_json(request: Request, max_bytes: int) -> Any:
     """Raises RequestError: 413 for a body above `max_bytes`, 400 for one that is not JSON."""
     data = await _read(request, max_bytes)
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        if _is_deeper(value, MAX_DEPTH):
+            raise RecursionError
         # Half an emoji, as programs cut strings, is valid JSON but no text: it has no UTF-8 form.
         return _without_lone_surrogates(value) if _SURROGATE_ESCAPE.search(data) else value
     except RecursionError:
@@ -46,6 +52,27 @@ async def _read(request: Request, max_bytes: int) -> bytes:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large for a number")
+    return number
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    level = [value]
+    for _ in range(levels + 1):
+        level = [
+            item
+            for container in level
+            if isinstance(container, dict | list)
+            for item in (container.values() if isinstance(container, dict) else container)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _without_lone_surrogates(value: Any) -> Any:

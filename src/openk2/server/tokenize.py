@@ -14,7 +14,7 @@ from openk2.errors import RequestError
 from openk2.server.body import read_json
 from openk2.server.fields import Fields, wrong_type, wrong_value
 from openk2.server.model_slot import ModelSlot
-from openk2.server.openai.convert import read_messages
+from openk2.server.openai.convert import read_messages, read_template_variables
 from openk2.server.openai.tools import read_tool_choice, read_tools
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import dump_json
@@ -30,7 +30,7 @@ def build_router(slot: ModelSlot, settings: ServerSettings) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(request: Request) -> Response:
-        template = _template(slot.provider)
+        template = template_of(slot.provider)
         body = Fields(await read_json(request, settings.max_body_bytes))
         slot.resolve(body.string("model"))
         ids = await asyncio.to_thread(_tokenize, body, template)
@@ -41,7 +41,7 @@ def build_router(slot: ModelSlot, settings: ServerSettings) -> APIRouter:
 
     @router.post("/detokenize")
     async def detokenize(request: Request) -> Response:
-        tokenizer = _template(slot.provider).tokenizer
+        tokenizer = template_of(slot.provider).tokenizer
         body = Fields(await read_json(request, settings.max_body_bytes))
         slot.resolve(body.string("model"))
         text = await asyncio.to_thread(lambda: tokenizer.decode(read_token_ids(body, "tokens", tokenizer)))
@@ -71,12 +71,14 @@ def _tokenize(body: Fields, template: ChatTemplate) -> list[int]:
     if prompt is not None:
         return template.tokenizer.encode(prompt)
     tools, tool_choice = read_tool_choice(body, read_tools(body))
-    request = ChatRequest(read_messages(body), tools, tool_choice)
-    opened = body.boolean("add_generation_prompt")
-    return template.render(request.messages, request.tools, add_generation_prompt=opened is not False)
+    request = ChatRequest(read_messages(body), tools, tool_choice, template_variables=read_template_variables(body))
+    opened = body.boolean("add_generation_prompt") is not False
+    return template.render(
+        request.messages, request.tools, add_generation_prompt=opened, variables=request.template_variables
+    )
 
 
-def _template(provider: ChatProvider) -> ChatTemplate:
+def template_of(provider: ChatProvider) -> ChatTemplate:
     """The provider's template, and by it the tokenizer; only a model of this machine has one."""
     template = getattr(provider, "template", None)
     if not isinstance(template, ChatTemplate):

@@ -21,6 +21,10 @@ TEMPERATURE_SCALE = 0.6
 """A given temperature is multiplied by it, as Moonshot's own Anthropic endpoint does: programs written for this API
 send 1.0, which is K2's 0.6. One that is absent stays absent, and means the same as in the OpenAI API."""
 
+ANTHROPIC_MODELS = "claude-"
+"""So begin the names of Anthropic's own models. Programs written for this API ask for them, several in one session,
+and mean whatever answers."""
+
 
 @dataclass(frozen=True)
 class MessagesRequest:
@@ -71,6 +75,8 @@ def read_count_tokens(body: object) -> MessagesRequest:
 
 def _read(fields: Fields, sampling: SamplingParams, stream: bool) -> MessagesRequest:
     model = fields.string("model")
+    if model is not None and model.startswith(ANTHROPIC_MODELS):
+        model = None
     conversation = ConversationReader()
     messages = _left_open(conversation.read(fields))
     tools, ignored_tools = read_tools(fields)

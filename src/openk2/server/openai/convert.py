@@ -36,6 +36,13 @@ def read_messages(fields: Fields) -> tuple[Message, ...]:
     return tuple(messages)
 
 
+def read_template_variables(fields: Fields) -> dict[str, Any]:
+    """`chat_template_kwargs`, as engines for open models call them. What they mean is the template's affair."""
+    fields.mapping("chat_template_kwargs")
+    variables: dict[str, Any] = fields.get("chat_template_kwargs") or {}
+    return variables
+
+
 def _read_message(fields: Fields) -> Message:
     role_name = fields.required_string("role")
     role = _ROLES.get(role_name)

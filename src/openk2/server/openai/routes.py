@@ -19,7 +19,6 @@ from openk2.server.ignored import ignored_header
 from openk2.server.model_slot import ModelSlot
 from openk2.server.openai.completions import TextChunkWriter, read_completion, text_completion_object, text_provider
 from openk2.server.openai.response import ChunkWriter, CompletionCollector, ResponseHeader, completion_object
-from openk2.server.openai.sampling import choice_sampling
 from openk2.server.openai.schema import read_chat_completion
 from openk2.server.settings import ServerSettings
 from openk2.server.sse import DONE, SseResponse, data_line, dump_json
@@ -66,12 +65,14 @@ def build_router(slot: ModelSlot, settings: ServerSettings, answering: Answering
         body = read_completion(await read_json(request, settings.max_body_bytes))
         header = begin("cmpl", body.model)
         headers = ignored_header(body.ignored)
-        events = answering.text(request, provider, body.prompt, choice_sampling(body.sampling, body.n))
+        echoes = body.echoes(provider)
+        asked = body.asked()
+        events = answering.text(request, provider, asked)
         if not body.stream:
-            texts = await unless_disconnected(request.receive, _collect(events, body.n))
-            return _json(text_completion_object(header, texts), headers)
+            texts = await unless_disconnected(request.receive, _collect(events, len(asked)))
+            return _json(text_completion_object(header, body, echoes, texts), headers)
         first = await unless_disconnected(request.receive, first_of(events))
-        writer = TextChunkWriter(header, include_usage=body.include_usage)
+        writer = TextChunkWriter(header, body, echoes)
         return SseResponse(_lines(writer, first, events), headers)
 
     return router

@@ -7,12 +7,13 @@ asked for; and all others, which are accepted, ignored and reported (clients sen
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
 from openk2.config.sampling import SamplingParams
 from openk2.server.fields import Fields
-from openk2.server.openai.convert import read_messages
+from openk2.server.openai.convert import read_messages, read_template_variables
 from openk2.server.openai.logprobs import read_logprobs
 from openk2.server.openai.response_format import read_response_format
 from openk2.server.openai.sampling import choice_sampling, read_num_choices, read_sampling, read_stream_options
@@ -27,6 +28,7 @@ class ChatCompletionRequest:
     tools: tuple[ToolSpec, ...]
     tool_choice: ToolChoice
     response_format: ResponseFormat | None
+    template_variables: dict[str, Any]
     sampling: SamplingParams
     n: int
     stream: bool
@@ -37,7 +39,14 @@ class ChatCompletionRequest:
     def choice_requests(self) -> list[ChatRequest]:
         """One independent request for each choice; with a seed, choice i samples with seed + i."""
         return [
-            ChatRequest(self.messages, self.tools, self.tool_choice, sampling, response_format=self.response_format)
+            ChatRequest(
+                self.messages,
+                self.tools,
+                self.tool_choice,
+                sampling,
+                response_format=self.response_format,
+                template_variables=self.template_variables,
+            )
             for sampling in choice_sampling(self.sampling, self.n)
         ]
 
@@ -61,6 +70,7 @@ def read_chat_completion(body: object) -> ChatCompletionRequest:
         tools=tools,
         tool_choice=tool_choice,
         response_format=response_format,
+        template_variables=read_template_variables(fields),
         sampling=sampling,
         n=n,
         stream=stream,

@@ -44,13 +44,19 @@ def check_tool_name(name: str, path: str, others: Collection[str]) -> None:
         raise wrong_value(path, f"two tools are named {name!r}")
 
 
-def read_tool_choice(fields: Fields, tools: tuple[ToolSpec, ...]) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
+def read_tool_choice(
+    fields: Fields, tools: tuple[ToolSpec, ...], *, flat: bool = False
+) -> tuple[tuple[ToolSpec, ...], ToolChoice]:
     """The tools that may be called, and whether they must be.
 
     `allowed_tools` narrows the declarations to those it names. `any` is `required`, as some clients write it.
+    `flat`: in the form of the responses API, without the objects `function` and `allowed_tools` around their fields.
     """
-    parallel = fields.boolean("parallel_tool_calls")
-    parallel = True if parallel is None else parallel
+
+    def inside(value: Fields, key: str) -> Fields:
+        return value if flat else value.required_object(key)
+
+    parallel = fields.boolean("parallel_tool_calls") is not False
     value = fields.get("tool_choice")
     path = fields.at("tool_choice")
     if value is None or isinstance(value, str):
@@ -59,23 +65,22 @@ def read_tool_choice(fields: Fields, tools: tuple[ToolSpec, ...]) -> tuple[tuple
     if not isinstance(value, dict):
         raise wrong_type(path, "a string or an object", value)
     choice = Fields(value, path)
-    kind = choice.required_string("type")
-    if kind == "function":
-        name = choice.required_object("function").required_string("name")
-        require_declared(name, f"{path}.function.name", tools)
-        return tools, ToolChoice("required", name, parallel)
-    if kind == "allowed_tools":
-        allowed = choice.required_object("allowed_tools")
-        names = set()
-        for i, entry in enumerate(allowed.array("tools") or []):
-            function = Fields(entry, f"{allowed.at('tools')}[{i}]").required_object("function")
-            name = function.required_string("name")
-            require_declared(name, function.at("name"), tools)
-            names.add(name)
-        tools = tuple(tool for tool in tools if tool.name in names)
-        mode = read_mode(allowed.string("mode") or "auto", allowed.at("mode"), tools)
-        return tools, ToolChoice(mode, parallel=parallel)
-    raise wrong_value(f"{path}.type", f"it must be 'function' or 'allowed_tools', not {kind!r}")
+    match choice.required_string("type"):
+        case "function":
+            name = _read_declared(inside(choice, "function"), tools)
+            return tools, ToolChoice("required", name, parallel)
+        case "allowed_tools":
+            allowed = inside(choice, "allowed_tools")
+            names = set()
+            for i, value in enumerate(allowed.array("tools") or []):
+                entry = Fields(value, f"{allowed.at('tools')}[{i}]")
+                if entry.required_string("type") == "function":  # others were left out of the declarations, too
+                    names.add(_read_declared(inside(entry, "function"), tools))
+            tools = tuple(tool for tool in tools if tool.name in names)
+            mode = read_mode(allowed.string("mode") or "auto", allowed.at("mode"), tools)
+            return tools, ToolChoice(mode, parallel=parallel)
+        case kind:
+            raise wrong_value(choice.at("type"), f"it must be 'function' or 'allowed_tools', not {kind!r}")
 
 
 def read_mode(value: str, path: str, tools: tuple[ToolSpec, ...]) -> ToolChoiceMode:
@@ -88,7 +93,9 @@ def read_mode(value: str, path: str, tools: tuple[ToolSpec, ...]) -> ToolChoiceM
     return mode
 
 
-def require_declared(name: str, path: str, tools: tuple[ToolSpec, ...]) -> None:
-    """Raises RequestError for a name that no tool has."""
+def _read_declared(function: Fields, tools: tuple[ToolSpec, ...]) -> str:
+    """The name that an object gives. Raises RequestError for one that no tool has."""
+    name = function.required_string("name")
     if all(tool.name != name for tool in tools):
-        raise wrong_value(path, f"'tools' declares no tool named {name!r}")
+        raise wrong_value(function.at("name"), f"'tools' declares no tool named {name!r}")
+    return name

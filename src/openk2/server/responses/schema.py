@@ -16,9 +16,10 @@ from openk2.server.fields import Fields, wrong_type, wrong_value
 from openk2.server.json_schema import check_schema
 from openk2.server.openai.logprobs import MAX_TOP_LOGPROBS
 from openk2.server.openai.sampling import read_sampling
+from openk2.server.openai.tools import read_tool_choice
 from openk2.server.responses.convert import Conversation, read_items
 from openk2.server.responses.store import Item, ResponseStore
-from openk2.server.responses.tools import DeclaredTools, read_tool_choice, read_tools
+from openk2.server.responses.tools import DeclaredTools, read_tools
 
 _LOGPROBS = "message.output_text.logprobs"
 
@@ -53,7 +54,7 @@ def read_response_request(body: object, store: ResponseStore) -> ResponsesReques
     if not conversation.messages:
         raise wrong_value(fields.at("input"), "it must hold at least one message")
     tools = read_tools(fields)
-    specs, tool_choice = read_tool_choice(fields, tools.specs)
+    specs, tool_choice = read_tool_choice(fields, tools.specs, flat=True)
     response_format, text = _read_text(fields)
     logprobs, other_includes = _read_logprobs(fields)
     sampling = replace(read_sampling(fields, limits=("max_output_tokens",)), logprobs=logprobs)
