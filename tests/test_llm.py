@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.tiny_model import save_tiny_model, tiny_config, tiny_ranks
 
 from openk2.chat.events import CallBegin, CallDelta, Finished, TextDelta, collect_async
 from openk2.chat.messages import Message, ToolCall, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
 from openk2.checkpoint import Checkpoint, random_model, save_model
-from openk2.config import ModelConfig, SamplingParams
+from openk2.config import SamplingParams
 from openk2.engine import EngineConfig, StepOutput
 from openk2.engine.process import Outcome, Sink, Submission
 from openk2.errors import (
@@ -35,9 +36,7 @@ from openk2.errors import (
 )
 from openk2.llm import LLM
 from openk2.llm.source import serving_dtype
-from openk2.tokenizer import save_ranks
 
-MERGES = ["th", "he", "in", "er", "an", "on", '{"', '":', '"}', ", ", "functions", ".", "end", "stop"]
 SEARCH = ToolSpec.function(
     "search",
     "Search.",
@@ -46,45 +45,10 @@ SEARCH = ToolSpec.function(
 HELLO = (Message("user", "hello there"),)
 
 
-def _ranks() -> dict[bytes, int]:
-    """256 bytes and the merges of a few words, each made by a chain of pairs."""
-    tokens = [bytes([b]) for b in range(256)]
-    for word in MERGES:
-        tokens += [word[:n].encode() for n in range(2, len(word) + 1) if word[:n].encode() not in tokens]
-    return {token: rank for rank, token in enumerate(tokens)}
-
-
-def _config(ranks: int) -> ModelConfig:
-    return ModelConfig(
-        vocab_size=ranks + 256,
-        hidden_size=32,
-        intermediate_size=48,
-        moe_intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        q_lora_rank=16,
-        kv_lora_rank=16,
-        qk_nope_head_dim=8,
-        qk_rope_head_dim=8,
-        v_head_dim=8,
-        n_routed_experts=8,
-        num_experts_per_tok=2,
-        max_position_embeddings=512,
-        bos_token_id=ranks,
-        eos_token_id=ranks + 1,
-        initializer_range=0.3,
-    )
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random checkpoint with a tokenizer; greedy by its generation_config."""
-    path = tmp_path_factory.mktemp("models") / "tiny-k2"
-    ranks = _ranks()
-    model = random_model(_config(len(ranks)), seed=1)
-    save_model(model, path, generation_config={"do_sample": False, "eos_token_id": len(ranks) + 2})
-    save_ranks(ranks, path / "tiktoken.model")
-    return path
+    return save_tiny_model(tmp_path_factory.mktemp("models") / "tiny-k2")
 
 
 @pytest.fixture(scope="module")
@@ -355,7 +319,7 @@ async def test_an_unusable_schema_is_refused_before_the_first_event(llm: LLM) ->
 
 
 def test_ids_past_the_tokenizer_have_no_text(folder: Path, tmp_path: Path) -> None:
-    wide = replace(_config(len(_ranks())), vocab_size=4000)
+    wide = replace(tiny_config(len(tiny_ranks())), vocab_size=4000)
     save_model(random_model(wide), tmp_path / "wide")
     with LLM(tmp_path / "wide", tokenizer=folder) as llm:
         generation = llm.generate([1, 2], SamplingParams(max_tokens=30, temperature=2.0, seed=1))
@@ -383,7 +347,7 @@ def test_models_that_are_not_there(tmp_path: Path, folder: Path) -> None:
         LLM(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="max_model_len"):
         LLM(folder, max_model_len=100_000)
-    small = replace(_config(len(_ranks())), vocab_size=100)
+    small = replace(tiny_config(len(tiny_ranks())), vocab_size=100)
     save_model(random_model(small), tmp_path / "small")
     with pytest.raises(ConfigError, match="entries"):
         LLM(tmp_path / "small", tokenizer=folder)
@@ -425,7 +389,7 @@ async def test_refusals_cross_the_pipe_as_they_are(remote: LLM) -> None:
 @pytest.mark.slow
 def test_what_the_builder_raises_is_raised_here(tmp_path: Path, folder: Path) -> None:
     broken = tmp_path / "broken"
-    save_model(random_model(_config(len(_ranks()))), broken, copy_from=folder)
+    save_model(random_model(tiny_config(len(tiny_ranks()))), broken, copy_from=folder)
     (broken / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"model\.safetensors"):
         LLM(broken, engine_process=True)
@@ -497,7 +461,7 @@ def test_the_engines_failure_on_one_request_is_that_requests(scripted: Any) -> N
 def test_bfloat16_is_computed_as_float32_where_the_cpu_lacks_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_bfloat16: bool, free_pages: int, expected: torch.dtype | None
 ) -> None:
-    save_model(random_model(_config(len(_ranks()))), tmp_path / "model", dtype=torch.bfloat16)
+    save_model(random_model(tiny_config(len(tiny_ranks()))), tmp_path / "model", dtype=torch.bfloat16)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_bfloat16)
     monkeypatch.setattr(os, "sysconf", {"SC_AVPHYS_PAGES": free_pages, "SC_PAGE_SIZE": 4096}.get)
     checkpoint = Checkpoint.open(tmp_path / "model")

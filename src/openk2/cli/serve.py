@@ -53,7 +53,13 @@ def command(
     drain_timeout: float = typer.Option(
         30, min=0, help="Seconds that answers under way may go on after SIGTERM or Ctrl-C; a second one ends all."
     ),
+    explain_cache_misses: bool = typer.Option(
+        False, help="Keep recent prompts in memory; GET /debug/cache-misses tells where one left the prefix cache."
+    ),
     log_format: str = typer.Option("text", help="text or json: one line a request, on standard error."),
+    otlp_traces_endpoint: str | None = typer.Option(
+        None, help="OTLP collector that gets a span for each request; needs the extra otel."
+    ),
     enable_auto_tool_choice: bool = typer.Option(False, help="Accepted; tool calls are always on."),
     tool_call_parser: str | None = typer.Option(None, help="Accepted; the model's own format is always parsed."),
     trust_remote_code: bool = typer.Option(False, help="Accepted; no code of a checkpoint is ever run."),
@@ -71,7 +77,7 @@ def command(
         )
 
     from openk2.config import SamplingParams
-    from openk2.server.logs import configure_logging
+    from openk2.server.request_log import RequestSink, log_request
     from openk2.server.run import run_server
     from openk2.server.settings import ServerSettings, read_api_keys
 
@@ -85,8 +91,14 @@ def command(
         max_waiting=max_waiting,
         request_timeout_s=request_timeout,
         drain_timeout_s=drain_timeout,
+        explain_cache_misses=explain_cache_misses,
+        log_format=log_format,
     )
-    configure_logging(log_format)
+    sinks: list[RequestSink] = [log_request]
+    if otlp_traces_endpoint is not None:
+        from openk2.server.otel import otlp_sink
+
+        sinks.append(otlp_sink(otlp_traces_endpoint))
 
     sampling_defaults = SamplingParams.from_generation_config(override_generation_config or "{}")
 
@@ -112,7 +124,7 @@ def command(
             )
         )
 
-    run_server(load, settings, on_listening=on_listening, on_loaded=on_loaded)
+    run_server(load, settings, on_listening=on_listening, on_loaded=on_loaded, sinks=sinks)
     _say("openk2 has stopped.")
 
 

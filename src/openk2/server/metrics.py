@@ -13,7 +13,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from openk2.chat.events import CallDelta, ChatEvent, Finished, TextDelta
+from openk2.chat.events import CallDelta, ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import Usage
 from openk2.chat.provider import ProviderLoad
 from openk2.server.request_record import RequestRecord
@@ -92,7 +92,7 @@ class RequestMeter:
             self._record.first_event_s = now
             self._metrics.first.labels(self._model).observe(now)
         match event:
-            case TextDelta() | CallDelta():
+            case ReasoningDelta() | TextDelta() | CallDelta():
                 if choice in self._last_s:
                     self._gap.observe(now - self._last_s[choice])
                 self._first_s.setdefault(choice, now)

@@ -17,6 +17,7 @@ from openk2.chat.provider import ChatProvider
 from openk2.errors import EnvironmentFault
 from openk2.server.answering import Answering
 from openk2.server.app import create_app
+from openk2.server.logs import configure_logging
 from openk2.server.model_slot import ModelSlot
 from openk2.server.request_log import RequestSink, log_request
 from openk2.server.settings import ServerSettings
@@ -97,8 +98,9 @@ def run_server(
     The port is taken first and answers at once, with `/health` at 503 while `load` runs in a thread. `on_listening` and
     `on_loaded` get the server's URL; `sinks` are told of every request. After a signal, answers under way may go on for
     the settings' drain time; a second signal ends the process at once. Raises EnvironmentFault for a port that cannot
-    be had, and what `load` raised.
+    be had, ConfigError for an unknown log format, and what `load` raised.
     """
+    configure_logging(settings.log_format)
     listener = open_socket(settings.host, settings.port)
     url = base_url(settings.host, listener)
     slot = ModelSlot(served_model_names=settings.served_model_names)

@@ -42,10 +42,15 @@ class ServerSettings:
     """Requests that may wait for their first token; a further one is refused with a 429."""
     request_timeout_s: float = 3600.0
     """After so many seconds an answer ends with an error."""
+    explain_cache_misses: bool = False
+    """Keep prompts of late in memory, to tell by which token one was not found in the prefix cache."""
     drain_timeout_s: float = 30.0
     """How long answers that are under way may go on after SIGTERM or Ctrl-C."""
     response_store: Path | None = None
     """SQLite file of the responses that later requests may go on from; None keeps them in memory."""
+
+    log_format: str = "text"
+    """`text` or `json`: what a server that has its own process writes to standard error."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cors_origins", tuple(_origin(text) for text in self.cors_origins))
