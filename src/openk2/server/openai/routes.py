@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from openk2.chat.messages import Completion
-from openk2.errors import OpenK2Error
+from openk2.errors import OpenK2Error, RequestError
 from openk2.server.answering import Answering
 from openk2.server.body import read_json
 from openk2.server.error_responses import body_of
@@ -25,6 +25,11 @@ from openk2.server.sse import DONE, SseResponse, data_line, dump_json
 from openk2.server.streams import ChoiceEvent, describe_failure, first_of, unless_disconnected
 
 logger = logging.getLogger(__name__)
+
+
+class NoEmbeddingsError(RequestError):
+    http_status = 404
+    code = "unknown_url"
 
 
 def build_router(slot: ModelSlot, settings: ServerSettings, answering: Answering) -> APIRouter:
@@ -74,6 +79,10 @@ def build_router(slot: ModelSlot, settings: ServerSettings, answering: Answering
         first = await unless_disconnected(request.receive, first_of(events))
         writer = TextChunkWriter(header, body, echoes)
         return SseResponse(_lines(writer, first, events), headers)
+
+    @router.post("/embeddings")
+    async def embeddings() -> Response:
+        raise NoEmbeddingsError("There are no embeddings here: this model generates text. Ask another server for them.")
 
     return router
 
