@@ -192,5 +192,5 @@ def test_a_model_continues_text_and_ids_alike(server: RunningServer) -> None:
 
 def test_prompts_that_the_model_cannot_have(server: RunningServer) -> None:
     for prompt, code in ([10**6], None), ([5] * 128, "context_length_exceeded"):
-        response = HTTP.post(f"{server.url}/v1/completions", json={"prompt": prompt})
+        response = HTTP.post(f"{server.url}/v1/completions", json={"prompt": prompt, "echo": True})
         assert response.status_code == 400 and response.json()["error"]["code"] == code

@@ -81,11 +81,14 @@ class CompletionRequest:
         """What each choice's text begins with. Raises NoTokenizerError for ids that cannot be read here."""
         if not self.echo:
             return [""] * (len(self.prompts) * self.n)
-        texts = [
-            prompt if isinstance(prompt, str) else template_of(provider).tokenizer.decode(prompt)
-            for prompt in self.prompts
-        ]
+        texts = (prompt if isinstance(prompt, str) else _text_of(prompt, provider) for prompt in self.prompts)
         return [text for text in texts for _ in range(self.n)]
+
+
+def _text_of(prompt: Sequence[int], provider: ChatProvider) -> str:
+    """Ids without an entry have no text; whether the model knows them is for the provider to say."""
+    tokenizer = template_of(provider).tokenizer
+    return tokenizer.decode(token_id for token_id in prompt if 0 <= token_id < tokenizer.vocab_size)
 
 
 def _logprob_per_token(completion: Completion) -> float:
