@@ -12,10 +12,7 @@ from typing import Any, NoReturn
 from openk2.chat.messages import Content, Message, ToolCall
 from openk2.errors import RequestError
 from openk2.server.fields import Fields, wrong_type, wrong_value
-
-BILLING_LINE = "x-anthropic-billing-header:"
-"""With this begins a line that Claude Code puts before its system prompt and that differs in every request. It tells
-the model nothing, and left in place it would keep the whole conversation from being found in the prefix cache."""
+from openk2.server.volatile import without_billing_line, without_billing_lines
 
 _TextPart = dict[str, Any]
 
@@ -36,7 +33,7 @@ class ConversationReader:
         messages = self._read_system(fields)
         for i, value in enumerate(values):
             messages += self._read_message(Fields(value, fields.at(f"messages[{i}]")))
-        return tuple(messages)
+        return without_billing_lines(messages)
 
     def _read_system(self, fields: Fields) -> list[Message]:
         value = fields.get("system")
@@ -50,10 +47,10 @@ class ConversationReader:
         return [Message("system", parts)] if parts else []
 
     def _without_billing_line(self, text: str) -> str:
-        if not text.startswith(BILLING_LINE):
-            return text
-        self.ignored.append("system.x-anthropic-billing-header")
-        return text.partition("\n")[2]
+        kept = without_billing_line(text)
+        if kept != text:
+            self.ignored.append("system.x-anthropic-billing-header")
+        return kept
 
     def _read_message(self, fields: Fields) -> list[Message]:
         role = fields.required_string("role")

@@ -12,6 +12,7 @@ from typing import Any
 from openk2.chat.messages import Content, Message, Role, ToolCall
 from openk2.errors import RequestError
 from openk2.server.fields import Fields, wrong_type, wrong_value
+from openk2.server.volatile import without_billing_lines
 
 _ROLES: dict[str, Role] = {
     "system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool",
@@ -33,7 +34,7 @@ def read_messages(fields: Fields) -> tuple[Message, ...]:
             raise wrong_value(path, f"no earlier tool call has the id {message.tool_call_id!r}")
         known_ids.update(call.id for call in message.tool_calls)
         messages.append(message)
-    return tuple(messages)
+    return without_billing_lines(messages)
 
 
 def read_template_variables(fields: Fields) -> dict[str, Any]:
