@@ -83,3 +83,50 @@ def test_keys_come_from_the_file_and_the_variable(tmp_path):
 def test_a_request_id_is_kept_or_made(url):
     assert get(f"{url}/health", x_request_id="mine-1").headers["x-request-id"] == "mine-1"
     assert get(f"{url}/health", x_request_id="a b").headers["x-request-id"].startswith("req_")
+
+
+UI = "https://chat.example.com"
+
+
+def preflight(url: str, origin: str) -> httpx.Response:
+    headers = {
+        "origin": origin,
+        "access-control-request-method": "POST",
+        "access-control-request-headers": "authorization,content-type",
+    }
+    return HTTP.request("OPTIONS", f"{url}/v1/chat/completions", headers=headers)
+
+
+def test_pages_of_a_named_origin_are_answered(serve):
+    settings = ServerSettings(cors_origins=(f"{UI.upper()}/", "http://localhost:3000"), api_keys=("k",))
+    url = serve(ScriptedProvider([]), settings).url
+    allowed = preflight(url, UI)
+    assert allowed.status_code == 200 and allowed.headers["access-control-allow-origin"] == UI
+    assert "authorization" in allowed.headers["access-control-allow-headers"]
+    answer = get(f"{url}/v1/models", origin=UI, x_api_key="k")
+    assert answer.status_code == 200 and answer.headers["access-control-allow-origin"] == UI
+    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    refused = get(f"{url}/v1/models", origin=UI)
+    assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == UI
+    for other in ("https://chat.example.com.evil.example", "http://chat.example.com", "null"):
+        assert "access-control-allow-origin" not in preflight(url, other).headers
+        assert get(f"{url}/v1/models", origin=other, x_api_key="k").status_code == 403
+    assert get(f"{url}/v1/models", origin=UI, x_api_key="k", host="evil.example").status_code == 403
+
+
+def test_without_named_origins_nobody_is_told_that_they_may(url):
+    assert preflight(url, UI).status_code == 403
+    assert "access-control-allow-origin" not in get(f"{url}/v1/models", origin=url).headers
+
+
+def test_any_origin_needs_a_key(serve):
+    with pytest.raises(ConfigError, match="--cors-origin"):
+        ServerSettings(cors_origins=("*",))
+    url = serve(ScriptedProvider([]), ServerSettings(cors_origins=("*",), api_keys=("k",))).url
+    assert get(f"{url}/v1/models", origin=UI, x_api_key="k").headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize("origin", ["chat.example.com", "https://chat.example.com/path", "https://", "", "null"])
+def test_what_is_no_origin_is_refused(origin):
+    with pytest.raises(ConfigError, match="no origin"):
+        ServerSettings(cors_origins=(origin,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import re
@@ -15,6 +16,8 @@ from openk2.server.streams import ClientDisconnected
 MAX_DEPTH = 128
 """Levels of arrays and objects. What reads a body may call itself for each."""
 
+BODY_SECONDS = 120.0
+
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -22,9 +25,18 @@ class BodyTooLargeError(RequestError):
     http_status = 413
 
 
-async def read_json(request: Request, max_bytes: int) -> Any:
-    """Raises RequestError: 413 for a body above `max_bytes`, 400 for one that is not JSON."""
-    data = await _read(request, max_bytes)
+class BodyTooSlowError(RequestError):
+    http_status = 408
+
+
+async def read_json(request: Request, max_bytes: int, seconds: float = BODY_SECONDS) -> Any:
+    """Raises RequestError: 413 for a body above `max_bytes`, 408 for one that takes longer than `seconds` to arrive,
+    400 for one that is not JSON."""
+    try:
+        async with asyncio.timeout(seconds):
+            data = await _read(request, max_bytes)
+    except TimeoutError:
+        raise BodyTooSlowError(f"The request body did not arrive within {seconds:g} seconds.") from None
     try:
         value = json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
         if _is_deeper(value, MAX_DEPTH):
@@ -38,6 +50,9 @@ async def read_json(request: Request, max_bytes: int) -> Any:
 
 
 async def _read(request: Request, max_bytes: int) -> bytes:
+    too_large = BodyTooLargeError(f"The request body is larger than {max_bytes} bytes.")
+    if int(request.headers.get("content-length") or 0) > max_bytes:
+        raise too_large  # before any of it has been sent
     data = bytearray()
     while True:
         message = await request.receive()
@@ -45,7 +60,7 @@ async def _read(request: Request, max_bytes: int) -> bytes:
             raise ClientDisconnected
         data += message.get("body", b"")
         if len(data) > max_bytes:
-            raise BodyTooLargeError(f"The request body is larger than {max_bytes} bytes.")
+            raise too_large
         if not message.get("more_body", False):
             return bytes(data)
 
