@@ -11,13 +11,21 @@ from openk2.engine import StepOutput
 from openk2.engine.request import TokenLogprobs
 from openk2.llm.answers import Answer, RawAnswer
 from openk2.tokenizer import Tokenizer
+from openk2.tokenizer.tokenizer import SPECIAL_OFFSETS
 
 TOKENIZER = Tokenizer(synthetic_ranks())
 
 
-def outputs(text: str, size: int) -> list[StepOutput]:
+THINKER = Tokenizer(
+    synthetic_ranks(),
+    {text: TOKENIZER.n_ranks + slot for text, slot in {**SPECIAL_OFFSETS, "<think>": 22, "</think>": 23}.items()},
+)
+"""The markers of thoughts are special tokens, as later models of the family have it; in `TOKENIZER` they are text."""
+
+
+def outputs(text: str, size: int, tokenizer: Tokenizer = TOKENIZER) -> list[StepOutput]:
     """Token number i has the log probability -i."""
-    ids = TOKENIZER.encode_with_specials(text)
+    ids = tokenizer.encode_with_specials(text)
     steps = [range(at, min(at + size, len(ids))) for at in range(0, len(ids), size)]
     return [
         StepOutput(
@@ -59,3 +67,27 @@ def test_tokens_of_a_stop_string_and_of_calls_are_not_told() -> None:
     completion = collect(event for output in outputs(call, 1) for event in answer.feed(output))
     assert completion.message.tool_calls
     assert b"".join(token.bytes for token in completion.logprobs) == b"ab"
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("tokenizer", [TOKENIZER, THINKER], ids=["text", "special"])
+def test_thoughts_are_counted_and_neither_told_nor_stopped_in(tokenizer: Tokenizer, size: int) -> None:
+    answer = Answer(tokenizer, 1, ReplyParser(), ("END",), thinks=True)
+    steps = outputs("<think>hm END</think>ab END<|im_end|>", size, tokenizer)
+    completion = collect(event for output in steps for event in answer.feed(output))
+    assert (completion.message.reasoning, completion.message.text) == ("hm END", "ab ")
+    assert b"".join(token.bytes for token in completion.logprobs) == b"ab "
+    inside = len(tokenizer.encode("hm END"))
+    if tokenizer is THINKER:
+        assert completion.usage.reasoning_tokens == inside + 2
+    assert inside < completion.usage.reasoning_tokens < completion.usage.completion_tokens
+
+
+def test_a_thought_that_the_prompt_has_begun() -> None:
+    answer = Answer(THINKER, 1, ReplyParser(is_thinking=True), (), thinks=True)
+    completion = collect(event for step in outputs("hm</think>ab<|im_end|>", 1, THINKER) for event in answer.feed(step))
+    assert (completion.message.reasoning, completion.message.text) == ("hm", "ab")
+    answer = Answer(THINKER, 1, ReplyParser(), ())  # the template is one of a model that does not think
+    steps = outputs("<think>a</think>b<|im_end|>", 1, THINKER)
+    completion = collect(event for step in steps for event in answer.feed(step))
+    assert (completion.message.reasoning, completion.message.text) == (None, "ab")
