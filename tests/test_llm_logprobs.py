@@ -7,6 +7,7 @@ from tests.support.vocabularies import synthetic_ranks
 
 from openk2.chat.events import TextDelta, collect
 from openk2.chat.parser import ReplyParser
+from openk2.config import SamplingParams
 from openk2.engine import StepOutput
 from openk2.engine.request import TokenLogprobs
 from openk2.llm.answers import Answer, RawAnswer
@@ -43,7 +44,7 @@ def outputs(text: str, size: int, tokenizer: Tokenizer = TOKENIZER) -> list[Step
 @pytest.mark.parametrize("shown", ["  héllo 你好 \U0001f44b\n\nthe end", "\U0001f44b", " "])
 def test_the_tokens_bytes_are_the_text(shown: str, stop: tuple[str, ...], size: int) -> None:
     text = f"{shown}<|im_end|>"
-    for answer in (Answer(TOKENIZER, 1, ReplyParser(), stop), RawAnswer(TOKENIZER, 1, stop)):
+    for answer in (Answer(TOKENIZER, 1, ReplyParser(), stop), RawAnswer(TOKENIZER, [1], SamplingParams(stop=stop))):
         events = [event for output in outputs(text, size) for event in answer.feed(output)]
         for event in events:
             if isinstance(event, TextDelta):
@@ -53,6 +54,15 @@ def test_the_tokens_bytes_are_the_text(shown: str, stop: tuple[str, ...], size: 
         assert b"".join(token.bytes for token in completion.logprobs) == shown.encode()
         assert [token.logprob for token in completion.logprobs] == [-float(i) for i in range(len(completion.logprobs))]
         assert all(token.top[0].bytes == token.bytes for token in completion.logprobs)
+
+
+def test_a_raw_answer_shows_control_tokens_when_asked() -> None:
+    text = "ab<|tool_call_begin|>c<|im_end|>"
+    for skips, shown in ((True, "abc"), (False, "ab<|tool_call_begin|>c")):
+        answer = RawAnswer(TOKENIZER, [1], SamplingParams(skip_special_tokens=skips))
+        completion = collect(event for output in outputs(text, 3) for event in answer.feed(output))
+        assert completion.message.text == shown, "the end of the turn is none of its text"
+        assert b"".join(token.bytes for token in completion.logprobs) == shown.encode()
 
 
 def test_tokens_of_a_stop_string_and_of_calls_are_not_told() -> None:

@@ -293,10 +293,8 @@ async def test_a_raw_continuation(endpoint: Any, reply: Any) -> None:
         {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2}},
     ]
     endpoint.replies = [reply([*(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks), "data: [DONE]\n\n"])]
-    sampling = SamplingParams(max_tokens=5, stop=("X",), logprobs=2)
-    events = [
-        event async for event in RemoteProvider(endpoint.url, "m").stream_text([1, 2, 3], sampling, control_tokens=True)
-    ]
+    sampling = SamplingParams(max_tokens=5, stop=("X",), logprobs=2, skip_special_tokens=False)
+    events = [event async for event in RemoteProvider(endpoint.url, "m").stream_text([1, 2, 3], sampling)]
     top = (TokenLogprob(b"b", -0.5), TokenLogprob(b"c", -1.5))
     assert events == [
         TextDelta("ab", (TokenLogprob(b"b", -0.5, top),)),

@@ -43,6 +43,7 @@ def test_settings_are_those_of_chats() -> None:
     body = read(max_tokens=7, temperature=0, seed=3, stop=["\n"], n=2, echo=False, best_of=2, suffix=None, user="u")
     assert body.sampling == SamplingParams(max_tokens=7, temperature=0, seed=3, stop=("\n",))
     assert (body.n, body.stream, body.ignored) == (2, False, ("user",))
+    assert read(skip_special_tokens=False).sampling.skip_special_tokens is False
     assert read().sampling.max_tokens == 16 and read(min_tokens=20).sampling.max_tokens == 20
 
 
@@ -60,7 +61,7 @@ def test_settings_are_those_of_chats() -> None:
         ("prompt[1][0]", {"prompt": ["a", ["b"]]}),
         ("prompt[1]", {"prompt": [1, "a"]}),
         ("prompt[0]", {"prompt": [True]}),
-        ("echo", {"echo": True, "logprobs": 0}),
+        ("best_of", {"echo": True, "logprobs": 0, "best_of": 2}),
         ("echo", {"echo": "yes"}),
         ("suffix", {"suffix": "end"}),
         ("best_of", {"best_of": 2, "n": 3}),
@@ -186,6 +187,14 @@ def test_a_model_continues_text_and_ids_alike(server: RunningServer) -> None:
     assert "".join(choice.text for chunk in streamed for choice in chunk.choices) == text.choices[0].text
     assert text.choices[0].finish_reason == streamed[-1].choices[0].finish_reason == "length"
     assert (text.usage.prompt_tokens, text.usage.completion_tokens) == (len(ids), 12)
+    told = server.client.completions.create(prompt="the weather", echo=True, logprobs=2, **body)
+    assert told.choices[0].text == "the weather" + text.choices[0].text
+    logprobs = told.choices[0].logprobs
+    assert "".join(logprobs.tokens[: len(ids)]) == "the weather" and logprobs.text_offset[len(ids)] == len(
+        "the weather"
+    )
+    assert (logprobs.token_logprobs[0], logprobs.top_logprobs[0]) == (None, None)
+    assert all(value <= 0 for value in logprobs.token_logprobs[1:]) and len(logprobs.top_logprobs[1]) >= 2
     echoed = server.client.completions.create(prompt=[ids, "x"], echo=True, **body)
     assert echoed.choices[0].text == "the weather" + text.choices[0].text and echoed.choices[1].text[0] == "x"
 

@@ -23,7 +23,11 @@ NANO_ALONE = "Everything runs on this machine; nothing is sent anywhere."
 
 
 def command(
-    model: str = typer.Argument(NANO, help="A checkpoint folder, or the name of an embedded model."),
+    model: str | None = typer.Argument(
+        None,
+        help="A checkpoint folder, or the name of an embedded model; with --upstream, its name there.",
+        show_default=NANO,
+    ),
     host: str = typer.Option("127.0.0.1", help="Address to listen on; any but this machine's own needs an API key."),
     port: int = typer.Option(8000, help="Port to listen on; 0 takes a free one."),
     tokenizer: str | None = typer.Option(None, help="Folder of another tokenizer, or k2-nano."),
@@ -60,12 +64,27 @@ def command(
     otlp_traces_endpoint: str | None = typer.Option(
         None, help="OTLP collector that gets a span for each request; needs the extra otel."
     ),
+    upstream: list[str] | None = typer.Option(
+        None,
+        help="Stand before this engine or host in place of a model: a URL, or moonshot, openrouter, ...; repeatable.",
+    ),
+    upstream_mode: str = typer.Option(
+        "chat", help="chat, or completions: prompts are rendered and answers parsed here (needs --tokenizer)."
+    ),
+    upstream_key_file: list[Path] | None = typer.Option(
+        None,
+        help="File with the upstream's key, one for all or one for each; else the variable OPENK2_UPSTREAM_API_KEY.",
+    ),
+    upstream_timeout: float = typer.Option(600, min=1, help="Seconds that an upstream may say nothing."),
+    invalid_calls: str = typer.Option(
+        "retry", help="Tool calls of an upstream that are not valid: retry, error or pass."
+    ),
     enable_auto_tool_choice: bool = typer.Option(False, help="Accepted; tool calls are always on."),
     tool_call_parser: str | None = typer.Option(None, help="Accepted; the model's own format is always parsed."),
     trust_remote_code: bool = typer.Option(False, help="Accepted; no code of a checkpoint is ever run."),
     tensor_parallel_size: int = typer.Option(1, help="Only 1: this server runs on one device."),
 ) -> None:
-    """Serve a model over the OpenAI API, with a web page.
+    """Serve a model over the OpenAI API, with a web page; or, with --upstream, stand before other engines and hosts.
 
     The port answers at once, with 503 until the model is loaded. Ctrl-C ends it, pressed twice at once.
     """
@@ -102,6 +121,26 @@ def command(
 
     sampling_defaults = SamplingParams.from_generation_config(override_generation_config or "{}")
 
+    if upstream:
+        from openk2.cli.gateway import GatewayOptions, serve_gateway
+
+        if max_model_len is not None or override_generation_config is not None:
+            raise ConfigError(
+                "--max-model-len and --override-generation-config are for models that run here, not upstream"
+            )
+        options = GatewayOptions.read(
+            upstream,
+            upstream_key_file or (),
+            model,
+            mode=upstream_mode,
+            invalid_calls=invalid_calls,
+            tokenizer=tokenizer,
+            timeout_s=upstream_timeout,
+        )
+        serve_gateway(options, settings, sinks)
+        return
+    model = model or NANO
+
     def load() -> ChatProvider:
         from openk2.llm import LLM
 
@@ -115,17 +154,17 @@ def command(
         )
 
     def on_listening(url: str) -> None:
-        _say(f"openk2 listens on {url}; loading {model} ...")
+        say(f"openk2 listens on {url}; loading {model} ...")
 
     def on_loaded(url: str, provider: ChatProvider) -> None:
-        _say(
+        say(
             banner(
                 url, settings.served_model_names[0] if settings.served_model_names else provider.model, model == NANO
             )
         )
 
     run_server(load, settings, on_listening=on_listening, on_loaded=on_loaded, sinks=sinks)
-    _say("openk2 has stopped.")
+    say("openk2 has stopped.")
 
 
 def banner(url: str, name: str, is_nano: bool) -> str:
@@ -145,5 +184,5 @@ Ctrl-C stops the server.
 """
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(text, file=sys.stdout, flush=True)

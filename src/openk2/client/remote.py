@@ -101,6 +101,18 @@ class RemoteProvider:
                 return found if isinstance(found, int) else None
         return None
 
+    @property
+    def openk2_model(self) -> str | None:
+        """The model that answers, which an openk2 tells under any name it answers to; the first use may ask it."""
+        for entry in self._listing:
+            if entry["id"] == self.model and entry.get("owned_by") == "openk2":
+                return str(entry.get("root"))
+        return None
+
+    def check(self) -> None:
+        """Ask for its models now. Raises as `model` does: nobody answers, or the key is refused."""
+        self._listing  # noqa: B018 - asked for and kept
+
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """Yield the answer's events; closing the generator closes the connection, which aborts the request.
 
@@ -114,14 +126,13 @@ class RemoteProvider:
                 yield event
 
     async def stream_text(
-        self, prompt: str | Sequence[int], sampling: SamplingParams, *, control_tokens: bool = False
+        self, prompt: str | Sequence[int], sampling: SamplingParams
     ) -> AsyncGenerator[ChatEvent, None]:
         """Continue a raw prompt by the endpoint's legacy completions; raises as `stream` does.
 
-        Whether control tokens in a text are ones is the endpoint's business. `control_tokens`: ask for those of the
-        answer, as their literals.
+        Whether control tokens in a text are ones is the endpoint's business.
         """
-        body = text_body(prompt, sampling, await self._known_model(), control_tokens=control_tokens)
+        body = text_body(prompt, sampling, await self._known_model())
         async with aclosing(self._events("/completions", body, TextReplyReader(sampling.stop))) as events:
             async for event in events:
                 yield event
@@ -212,6 +223,8 @@ class RemoteProvider:
         """The entries of `/models`, asked for once; empty when the endpoint lists none in a form we know."""
         url = f"{self._base_url}/models"
         response = self.get(url)
+        if response.status_code in (404, 405) and self._model is not None:
+            return []  # an engine without such a list
         if response.status_code != 200:
             raise self._error(response, url)
         try:

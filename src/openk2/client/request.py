@@ -44,10 +44,8 @@ def request_body(request: ChatRequest, model: str) -> dict[str, Any]:
     return body
 
 
-def text_body(
-    prompt: str | Sequence[int], sampling: SamplingParams, model: str, *, control_tokens: bool
-) -> dict[str, Any]:
-    """The body of a streamed continuation. `control_tokens`: they are to be part of the answer, as their literals."""
+def text_body(prompt: str | Sequence[int], sampling: SamplingParams, model: str) -> dict[str, Any]:
+    """The body of a streamed continuation."""
     body: dict[str, Any] = {
         "model": model,
         "prompt": prompt if isinstance(prompt, str) else list(prompt),
@@ -55,10 +53,12 @@ def text_body(
         "stream_options": {"include_usage": True},
         **_sampling_fields(sampling),
     }
-    if control_tokens:
-        body["skip_special_tokens"] = False  # as the engines for open models spell it
+    if not sampling.skip_special_tokens:
+        body["skip_special_tokens"] = False
     if sampling.logprobs is not None:
         body["logprobs"] = sampling.logprobs
+    if sampling.prompt_logprobs is not None:
+        body["echo"] = True
     return body
 
 

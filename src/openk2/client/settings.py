@@ -79,9 +79,7 @@ class Client:
 
 
 def find_client(name: str) -> Client:
-    """The client of that name. Raises ConfigError: it is unknown, or not to be set up from here."""
-    if name in UNSERVED:
-        raise ConfigError(UNSERVED[name], param="client")
+    """The client of that name. Raises ConfigError: it is unknown."""
     if name not in CLIENTS:
         raise ConfigError(f"no client {name!r} is known; known are {', '.join(sorted(CLIENTS))}", param="client")
     return CLIENTS[name]
@@ -131,6 +129,22 @@ def _cline_fields(target: Target) -> dict[str, str]:
         "API Key": ANY_KEY,
         "Model ID": target.model,
     }
+
+
+# https://dev.to/aihubmix/codex-configtoml-a-working-setup-and-what-each-error-means-2ghj (Codex 0.162.1): `wire_api` of
+# a provider has one accepted value, "responses". CODEX_HOME moves ~/.codex. Tried with Codex 0.169.0.
+def _codex_files(machine: Machine) -> tuple[Path, ...]:
+    return (Path(machine.environ.get("CODEX_HOME") or machine.home / ".codex") / "config.toml",)
+
+
+def _codex_settings(target: Target) -> list[Setting]:
+    provider = {"name": "openk2", "base_url": f"{target.url}/v1", "wire_api": "responses"}
+    return [
+        (("model_provider",), "openk2"),
+        (("model",), target.model),
+        (("model_context_window",), target.window),
+        (("model_providers", "openk2"), provider),
+    ]
 
 
 # https://opencode.ai/v1/docs/providers and /config; OpenCode 2 reads the same files in the same form
@@ -221,6 +235,14 @@ CLIENTS = {
             then="enter these in Cline's settings panel",
         ),
         Client(
+            "codex",
+            "Codex",
+            "OpenAI (responses)",
+            key=f'in a variable that the provider names: env_key = "{KEY_VARIABLE}"',
+            files=_codex_files,
+            settings=_codex_settings,
+        ),
+        Client(
             "opencode",
             "OpenCode",
             "OpenAI",
@@ -248,11 +270,3 @@ CLIENTS = {
         ),
     )
 }
-
-# https://dev.to/aihubmix/codex-configtoml-a-working-setup-and-what-each-error-means-2ghj (Codex 0.162.1): `wire_api` of
-# a provider has one accepted value, "responses".
-UNSERVED = {
-    "codex": "codex keeps its settings as TOML, which cannot be written here yet: in ~/.codex/config.toml, give a "
-    'model provider the server\'s base_url, ending in /v1, and wire_api = "responses"',
-}
-"""Clients that cannot be connected, and why."""

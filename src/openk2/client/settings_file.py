@@ -6,16 +6,21 @@ Every file is replaced in one step, so that a crash leaves the old one or the ne
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from json import JSONDecodeError
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from openk2.client.jsonc import MISSING, value_at, with_value
+from openk2.client import jsonc, toml_text
+from openk2.client.jsonc import MISSING
 from openk2.client.settings import Setting
 from openk2.errors import ConfigError, EnvironmentFault
 
@@ -36,10 +41,17 @@ class Undone:
     """The file as it was until now, where someone had changed it since it was written."""
 
 
+def new_file(file: Path, settings: Sequence[Setting]) -> tuple[str, Any]:
+    """What a file of this name with nothing but the settings holds: its text, and the same read."""
+    text = _merged("", settings, file)
+    return text, tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+
+
 def write_settings(file: Path, settings: Sequence[Setting]) -> Written:
     """Merge the settings into the file, keeping all else and, the first time, a backup.
 
-    Raises ConfigError: the file cannot be read as JSON with comments. EnvironmentFault: it cannot be written.
+    Raises ConfigError: the file cannot be read as JSON with comments, or as TOML where its name says so.
+    EnvironmentFault: it cannot be written.
     """
     file = file.resolve()  # a linked settings file stays a link
     backup, created = _sidecars(file)
@@ -48,7 +60,7 @@ def write_settings(file: Path, settings: Sequence[Setting]) -> Written:
         text = _decoded(before or b"", file)
         merged = _merged(text, settings, file)
         file.parent.mkdir(parents=True, exist_ok=True)
-        connected = value_at(text, settings[0][0]) is not MISSING
+        connected = _form(file).value_at(text, settings[0][0]) is not MISSING
         if not connected or not (backup.exists() or created.exists()):
             # What an earlier connection left beside a file that is not connected now is not what undo shall bring back.
             fresh, stale = (created, backup) if before is None else (backup, created)
@@ -103,10 +115,12 @@ def _decoded(content: bytes, file: Path) -> str:
 def _merged(text: str, settings: Sequence[Setting], file: Path) -> str:
     try:
         for path, value in settings:
-            text = with_value(text, path, value)
-    except JSONDecodeError as error:
-        where = f"line {error.lineno}, column {error.colno}: {error.msg}"
-        raise ConfigError(f"{file} is not valid JSON ({where}); it was left as it is: mend it first") from error
+            text = _form(file).with_value(text, path, value)
+    except ValueError as error:
+        form, where = "TOML", str(error)
+        if isinstance(error, JSONDecodeError):
+            form, where = "JSON", f"line {error.lineno}, column {error.colno}: {error.msg}"
+        raise ConfigError(f"{file} is not valid {form} ({where}); it was left as it is: mend it first") from error
     except TypeError as error:
         raise ConfigError(f"{file} was left as it is: {error} there; mend it first") from error
     return text
@@ -116,12 +130,17 @@ def _was_changed(before: bytes, now: bytes, settings: Sequence[Setting], file: P
     """Whether the file is anything but what was there before with its present values of our settings."""
     try:
         text = _decoded(now, file)
-        present = [(path, value_at(text, path)) for path, _ in settings]
+        present = [(path, _form(file).value_at(text, path)) for path, _ in settings]
         if any(value is MISSING for _, value in present):
             return before != now
         return _merged(_decoded(before, file), present, file) != text
-    except (ConfigError, JSONDecodeError):
+    except (ConfigError, ValueError):
         return True
+
+
+def _form(file: Path) -> ModuleType:
+    """What reads and changes a file of this kind: `value_at` and `with_value`."""
+    return toml_text if file.suffix == ".toml" else jsonc
 
 
 def _replace(file: Path, content: bytes, like: Path) -> None:

@@ -41,8 +41,12 @@ class SamplingParams:
     min_tokens: int = 0
     """Fewest tokens: before them no stop string and no token ends the answer, unless a grammar leaves only its end."""
     ignore_eos: bool = False
+    skip_special_tokens: bool = True
+    """Of a raw continuation: leave control tokens out of its text. In a chat they never are part of it."""
     logprobs: int | None = None
     """Tell the log probability of each token, and of so many of the most likely ones; None tells nothing."""
+    prompt_logprobs: int | None = None
+    """The same of the prompt's tokens. A raw continuation then begins with its prompt."""
     topk: int | None = None
     """Routed experts per generated token (the expert budget); None is the trained number."""
 
@@ -62,7 +66,9 @@ class SamplingParams:
         repetition = self.repetition_penalty
         check("repetition_penalty", repetition is None or 0 < repetition <= 2, "above 0 and at most 2")
         check("min_tokens", self.min_tokens >= 0, "at least 0")
-        check("logprobs", self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20")
+        for name in ("logprobs", "prompt_logprobs"):
+            value = getattr(self, name)
+            check(name, value is None or 0 <= value <= 20, "between 0 and 20")
         check("stop", len(self.stop) <= 4 and all(self.stop), "at most 4 non-empty strings")
         check("topk", self.topk is None or self.topk >= 1, "at least 1")
 

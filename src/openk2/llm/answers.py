@@ -10,8 +10,10 @@ from openk2.chat.lexers import Piece
 from openk2.chat.messages import FinishReason, Usage
 from openk2.chat.parser import ReplyParser, Thought, TokenLexer
 from openk2.chat.stop_strings import StopStrings
+from openk2.config import SamplingParams
 from openk2.engine import StepOutput
 from openk2.engine.process import Outcome
+from openk2.engine.request import TokenLogprobs
 from openk2.errors import OpenK2Error, ProviderError
 from openk2.llm.logprobs import PendingLogprobs
 from openk2.tokenizer import IncrementalDetokenizer, Tokenizer
@@ -120,16 +122,18 @@ class Answer:
 
 
 class RawAnswer:
-    """One raw continuation."""
+    """One raw continuation; its events begin with the prompt, where the engine tells of its tokens."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt_tokens: int, stop: Sequence[str], min_tokens: int = 0) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], sampling: SamplingParams) -> None:
         self.is_finished = False
         self.engine_finished = False
-        self._usage = Usage(prompt_tokens)
+        self._usage = Usage(len(prompt))
+        self._unechoed = None if sampling.prompt_logprobs is None else prompt
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(tokenizer)
-        self._stop = StopStrings(stop)
-        self._min_tokens = min_tokens
+        self._stop = StopStrings(sampling.stop)
+        self._min_tokens = sampling.min_tokens
+        self._skips_specials = sampling.skip_special_tokens
         self._logprobs = PendingLogprobs(tokenizer)
         self._text: list[str] = []
         self._ids: list[int] = []
@@ -139,9 +143,15 @@ class RawAnswer:
     def feed(self, outcome: Outcome) -> list[ChatEvent]:
         """Events that follow: text, and `Finished`. Raises the error that ended the request."""
         before = len(self._text)
-        self._read(_checked(outcome, self))
+        output = _checked(outcome, self)
+        events: list[ChatEvent] = []
+        if self._unechoed is not None:
+            events.append(self._echo(self._unechoed, output.prompt_logprobs))
+            self._unechoed = None
+        self._read(output)
         text = "".join(self._text[before:])
-        events: list[ChatEvent] = [TextDelta(text, self._logprobs.take(text))] if text else []
+        if text:
+            events.append(TextDelta(text, self._logprobs.take(text)))
         if self.is_finished:
             events.append(Finished(self._reason, self._usage, self._stop_string))
         return events
@@ -151,7 +161,9 @@ class RawAnswer:
         for i, token_id in enumerate(output.token_ids):
             self._ids.append(token_id)
             self._usage = replace(self._usage, completion_tokens=len(self._ids))
-            if token_id < self._tokenizer.vocab_size and token_id not in self._tokenizer.special_ids:
+            is_end = output.finish_reason == "stop" and i == len(output.token_ids) - 1
+            is_special = token_id in self._tokenizer.special_ids
+            if token_id < self._tokenizer.vocab_size and not (is_special and (self._skips_specials or is_end)):
                 if output.logprobs:
                     self._logprobs.push(token_id, output.logprobs[i])
                 self._add(self._detokenizer.push(token_id))
@@ -162,6 +174,10 @@ class RawAnswer:
             if not self.is_finished:
                 self._text.append(self._stop.flush())
                 self.is_finished, self._reason = True, output.finish_reason
+
+    def _echo(self, prompt: Sequence[int], known: Sequence[TokenLogprobs]) -> TextDelta:
+        text = self._tokenizer.decode(token_id for token_id in prompt if token_id < self._tokenizer.vocab_size)
+        return TextDelta(text, tuple(map(self._logprobs.told, prompt, (None, *known))))
 
     def generation(self) -> Generation:
         return Generation("".join(self._text), tuple(self._ids), self._reason, self._usage)

@@ -247,7 +247,7 @@ class LLM:
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
         resolved = self._resolve(sampling, len(ids))
         submission = Submission(uuid.uuid4().hex, ids, replace(resolved, stop=()), self.stop_token_ids)
-        return submission, RawAnswer(self.tokenizer, len(ids), resolved.stop, resolved.min_tokens)
+        return submission, RawAnswer(self.tokenizer, ids, resolved)
 
     def _resolve(self, sampling: SamplingParams, prompt_tokens: int) -> SamplingParams:
         """Settings of the request, else the server's, else of generation_config.json, else the default; checked."""

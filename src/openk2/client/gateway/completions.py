@@ -55,7 +55,7 @@ class CompletionsProvider:
         """See `ChatProvider.stream`. Raises RequestError for what raw completions cannot do."""
         _refuse_what_cannot_be_done(request)
         prompt, answer, sampling = await asyncio.to_thread(self._prepare, request)
-        async with aclosing(self._upstream.stream_text(prompt, sampling, control_tokens=True)) as events:
+        async with aclosing(self._upstream.stream_text(prompt, sampling)) as events:
             async for event in events:
                 for following in answer.feed(event):
                     yield following
@@ -77,7 +77,11 @@ class CompletionsProvider:
         if request.tools and request.tool_choice.mode == "none":
             biases = (*biases, (template.tokenizer.specials[Marker.SECTION_BEGIN.value], _NEVER))
         sampling = replace(
-            request.sampling, max_tokens=limit or DEFAULT_MAX_TOKENS, stop=(END_OF_TURN,), logit_bias=biases
+            request.sampling,
+            max_tokens=limit or DEFAULT_MAX_TOKENS,
+            stop=(END_OF_TURN,),
+            logit_bias=biases,
+            skip_special_tokens=False,
         )
         return prompt, answer, sampling
 

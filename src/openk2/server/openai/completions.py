@@ -79,7 +79,7 @@ class CompletionRequest:
 
     def echoes(self, provider: ChatProvider) -> list[str]:
         """What each choice's text begins with. Raises NoTokenizerError for ids that cannot be read here."""
-        if not self.echo:
+        if not self.echo or self.sampling.prompt_logprobs is not None:  # then the provider begins with the prompt
             return [""] * (len(self.prompts) * self.n)
         texts = (prompt if isinstance(prompt, str) else _text_of(prompt, provider) for prompt in self.prompts)
         return [text for text in texts for _ in range(self.n)]
@@ -93,7 +93,7 @@ def _text_of(prompt: Sequence[int], provider: ChatProvider) -> str:
 
 def _logprob_per_token(completion: Completion) -> float:
     tokens = completion.logprobs
-    return sum(token.logprob for token in tokens) / len(tokens) if tokens else -math.inf
+    return sum(token.logprob or 0.0 for token in tokens) / len(tokens) if tokens else -math.inf
 
 
 def text_provider(provider: ChatProvider) -> TextProvider:
@@ -111,6 +111,8 @@ def read_completion(body: object) -> CompletionRequest:
     sampling = replace(read_sampling(fields), logprobs=fields.integer("logprobs", 0, MAX_TEXT_LOGPROBS))
     if sampling.max_tokens is None:
         sampling = replace(sampling, max_tokens=max(DEFAULT_MAX_TOKENS, sampling.min_tokens))
+    if fields.boolean("skip_special_tokens") is False:
+        sampling = replace(sampling, skip_special_tokens=False)
     n = read_num_choices(fields)
     stream = fields.boolean("stream") or False
     best_of = fields.integer("best_of", n, MAX_CHOICES) or n
@@ -121,7 +123,9 @@ def read_completion(body: object) -> CompletionRequest:
         raise wrong_value(fields.at("prompt"), rule)
     echo = fields.boolean("echo") or False
     if echo and sampling.logprobs is not None:
-        raise wrong_value(fields.at("echo"), "not with 'logprobs': those of prompts are not computed here")
+        if best_of > n:
+            raise wrong_value(fields.at("best_of"), "not with both 'echo' and 'logprobs': the prompt's would count")
+        sampling = replace(sampling, prompt_logprobs=sampling.logprobs)
     fields.reject("suffix", "is not supported: this model only continues a text", harmless=("",))
     include_usage = read_stream_options(fields, stream)
     return CompletionRequest(
