@@ -44,10 +44,12 @@ test-clients: $(CLIENTS)/.ready ## third-party clients against the server, in an
 	OMP_NUM_THREADS=1 $(CLIENTS)/bin/pytest tests/clients -m clients
 
 # The base install: what the clients see of openk2 needs neither torch nor a compiler.
-$(CLIENTS)/.ready: pyproject.toml dev/clients.txt
+$(CLIENTS)/.ready: pyproject.toml dev/clients.txt dev/clients-npm.txt
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip install --quiet --requirement dev/clients.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --editable . --config-settings=wheel.cmake=false
+	if command -v npm > /dev/null; then xargs npm install --prefix $(CLIENTS)/node --no-fund --no-audit < dev/clients-npm.txt; \
+	else echo "no npm here: Claude Code, Codex and the Vercel AI SDK are left out"; fi
 	touch $@
 
 test-peers: setup ## comparisons with other engines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 
 from openk2 import assets
 from openk2.cli.main import app
-from openk2.client.settings import CLIENTS, KIMI_WINDOW, NANO, NANO_WINDOW, UNSERVED, Machine, settings_file
+from openk2.client.settings import CLIENTS, KIMI_WINDOW, NANO, NANO_WINDOW, Machine, settings_file
 from openk2.config import preset
 from openk2.errors import ConfigError, EnvironmentFault
 
@@ -23,7 +24,7 @@ WITH_FILE = sorted(name for name, client in CLIENTS.items() if client.files(Mach
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in ("XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR"):
+    for name in ("XDG_CONFIG_HOME", "CLAUDE_CONFIG_DIR", "CODEX_HOME"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path
 
@@ -39,6 +40,10 @@ def file_of(name: str, home: Path) -> Path:
     file = settings_file(CLIENTS[name], Machine(home, {}, sys.platform))
     assert file is not None and file.is_relative_to(home)
     return file
+
+
+def read(file: Path) -> Any:
+    return (tomllib if file.suffix == ".toml" else json).loads(file.read_text())
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -77,7 +82,7 @@ def test_write_makes_the_file_and_undo_takes_it_away(name: str, home: Path) -> N
     report = connect(name, "--write")
     file = file_of(name, home)
     assert report["written"] == str(file) and report["backup"] is None
-    assert json.loads(file.read_text()) == report["settings"]
+    assert read(file) == report["settings"]
     assert connect(name, "--undo")["exists"] is False
     assert everything(home) == {}
 
@@ -86,14 +91,20 @@ def test_write_makes_the_file_and_undo_takes_it_away(name: str, home: Path) -> N
 def test_write_keeps_all_else_and_undo_is_exact(name: str, home: Path) -> None:
     file = file_of(name, home)
     file.parent.mkdir(parents=True)
-    other = '\t{ "name": "other",  "x": [1,\n2] },' if name == "vscode" else '\t"other":  {"x": [1,\n2]}, // mine'
-    before = (f"// top\n[\n{other}\n]" if name == "vscode" else f"// top\n{{\n{other}\n}}").encode()
+    if file.suffix == ".toml":
+        start, end = "# top\n[other] # mine\nx = [1,\n2]\n", ""
+    else:
+        start, end = '// top\n{\n\t"other":  {"x": [1,\n2]}, // mine\n', "}"
+    if name == "vscode":
+        start, end = '// top\n[\n\t{ "name": "other",  "x": [1,\n2] },\n', "]"
+    before = (start + end).encode()
     file.write_bytes(before)
     file.chmod(0o640)
     report = connect(name, "--write")
     assert Path(report["backup"]).read_bytes() == before and Path(report["backup"]).parent == file.parent
     text = file.read_text()
-    assert text.startswith(f"// top\n{'[' if name == 'vscode' else '{'}\n{other}\n") and "127.0.0.1:8000" in text
+    assert all(line in text for line in start.splitlines()) and "127.0.0.1:8000" in text
+    assert file.suffix == ".toml" or text.startswith(start)
     assert file.stat().st_mode & 0o777 == 0o640
     connect(name, "--write", "--model", "kimi-k2")  # again, for another model: the backup stays the first
     assert "kimi-k2" in file.read_text() and Path(report["backup"]).read_bytes() == before
@@ -193,15 +204,39 @@ def test_a_client_without_a_file_is_only_printed(option: str, home: Path) -> Non
 
 
 def test_an_unknown_client_is_told_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="claude-code, cline, opencode, vscode, zed") as refused:
+    with pytest.raises(ConfigError, match="claude-code, cline, codex, opencode, vscode, zed") as refused:
         connect("emacs")
     assert refused.value.exit_code == 2
 
 
-@pytest.mark.parametrize("name", sorted(UNSERVED))
-def test_a_client_that_cannot_be_set_up_from_here_is_told_what_to_do(name: str) -> None:
-    with pytest.raises(ConfigError, match="responses"):
-        connect(name)
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("[a", "not valid TOML .*line 1"), ("model_providers = 3", "model_providers is not a table")],
+)
+def test_a_toml_file_that_cannot_be_read_is_refused_and_left(content: str, said: str, home: Path) -> None:
+    file = file_of("codex", home)
+    file.parent.mkdir()
+    file.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        connect("codex", "--write")
+    assert everything(home) == {str(file.relative_to(home)): content.encode()}
+
+
+def test_codex_keeps_its_other_providers(home: Path) -> None:
+    file = file_of("codex", home)
+    file.parent.mkdir()
+    before = (
+        'model = "gpt-6" # mine\n\n[model_providers.box]\nname = "box"\n\n[projects."/x"]\ntrust_level = "trusted"\n'
+    )
+    file.write_text(before)
+    connect("codex", "--write", "--model", "kimi-k2")
+    now = tomllib.loads(file.read_text())
+    assert now["model_provider"] == "openk2" and now["model"] == "kimi-k2"
+    assert now["model_providers"]["box"] == {"name": "box"} and now["projects"]["/x"] == {"trust": 1}
+    assert now["model_providers"]["openk2"]["base_url"] == "http://127.0.0.1:8000/v1"
+    assert "# mine" in file.read_text()
+    connect("codex", "--undo")
+    assert file.read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    client: Annotated[str, typer.Argument(help="claude-code, cline, opencode, vscode or zed.")],
+    client: Annotated[str, typer.Argument(help="claude-code, cline, codex, opencode, vscode or zed.")],
     url: Annotated[str, typer.Option(help="The server's address, with or without /v1.")] = "http://127.0.0.1:8000",
     model: Annotated[str, typer.Option(help="The name that the server answers to.")] = "k2-nano",
     write: Annotated[bool, typer.Option("--write", help="Merge them into the client's file; a backup stays.")] = False,
@@ -27,10 +27,11 @@ def command(
 ) -> None:
     """Print the settings that point a client at this server; --write installs them, --undo takes them back.
 
-    Exit codes: 0 done; 1 a file cannot be written; 2 an unknown client, one without a file, or a file that is not JSON.
+    Exit codes: 0 done; 1 a file cannot be written; 2 an unknown client, one without a file, or a file that is not
+    JSON or TOML.
     """
     from openk2.client.settings import Machine, find_client, settings_file, target
-    from openk2.client.settings_file import undo_settings, write_settings
+    from openk2.client.settings_file import new_file, undo_settings, write_settings
 
     if write and undo:
         raise typer.BadParameter("--write and --undo exclude each other")
@@ -56,16 +57,13 @@ def command(
         lines = [f"{undone.file} is as it was before" if undone.exists else f"removed {undone.file}: there was none"]
         lines += [f"it had been changed since; that version is now {undone.kept}"] if undone.kept else []
     else:
-        lines = _printed(report)
+        lines = _printed(report, None if file is None else new_file(file, found.settings(wanted))[0])
     typer.echo(json.dumps(report, indent=2, ensure_ascii=False) if as_json else "\n".join(lines))
 
 
 def _report(client: Client, target: Target, file: Path | None) -> dict[str, Any]:
-    from openk2.client.jsonc import with_value
+    from openk2.client.settings_file import new_file
 
-    text = ""
-    for path, value in client.settings(target):
-        text = with_value(text, path, value)
     return {
         "client": client.name,
         "api": client.api,
@@ -73,7 +71,7 @@ def _report(client: Client, target: Target, file: Path | None) -> dict[str, Any]
         "model": target.model,
         "environment": client.environment(target),
         "file": _text(file),
-        "settings": json.loads(text) if text else None,
+        "settings": None if file is None else new_file(file, client.settings(target))[1],
         "fields": client.fields(target),
         "notes": _notes(client, target),
     }
@@ -96,14 +94,14 @@ def _notes(client: Client, target: Target) -> list[str]:
     return notes
 
 
-def _printed(report: dict[str, Any]) -> list[str]:
+def _printed(report: dict[str, Any], settings: str | None) -> list[str]:
     lines = []
     if report["environment"]:
         lines += ["In the shell:", ""]
         lines += [f"  export {name}={shlex.quote(value)}" for name, value in report["environment"].items()] + [""]
-    if report["file"]:
+    if settings is not None:
         lines += [f"{'Or in' if lines else 'In'} {report['file']} (--write merges it in):", ""]
-        lines += [f"  {line}" for line in json.dumps(report["settings"], indent=2).splitlines()] + [""]
+        lines += [f"  {line}" for line in settings.splitlines()] + [""]
     if report["fields"]:
         width = max(map(len, report["fields"]))
         lines += ["In the client's settings:", ""]
