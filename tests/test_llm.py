@@ -371,6 +371,17 @@ async def test_the_process_answers_like_the_thread(llm: LLM, remote: LLM) -> Non
     assert there.message == here.message and there.finish_reason == here.finish_reason == "tool_calls"
 
 
+async def test_the_load_crosses_the_pipe(remote: LLM) -> None:
+    before = remote.load.cache_queries
+    stream = remote.stream(ChatRequest(HELLO, sampling=SamplingParams(max_tokens=400, ignore_eos=True)))
+    await anext(stream)
+    assert remote.load.running == 1 and 0 < remote.load.cache_usage < 1
+    assert remote.load.cache_queries > before
+    await stream.aclose()
+    await collect_async(remote.stream(ChatRequest(HELLO, sampling=SamplingParams(max_tokens=1))))
+    assert remote.load.running == remote.load.waiting == 0 and remote.load.cache_usage == 0
+
+
 async def test_refusals_cross_the_pipe_as_they_are(remote: LLM) -> None:
     bad = ToolSpec.function("bad", "", {"type": "object", "properties": {"a": {"type": "nonsense"}}})
     with pytest.raises(SchemaError, match="bad") as caught:

@@ -161,7 +161,7 @@ def _run(parts: EngineParts, receive: Callable[[bool], _Command | None], emit: C
         reports: list[_Report] = list(engine.step()) if engine.has_work else []
         stats = engine.stats()
         if stats != told:
-            reports.append(stats)
+            reports.insert(0, stats)  # whoever has read an output knows the load as of then
             told = stats
         if reports:
             emit(reports)

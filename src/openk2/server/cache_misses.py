@@ -104,7 +104,7 @@ class CacheMisses:
 class _Prompt:
     request_id: str
     ids: NDArray[np.int64]
-    positions: NDArray[np.int64]
+    positions: NDArray[np.intp]
     """Where the kept passages begin, and their hashes."""
     hashes: NDArray[np.uint64]
 
@@ -112,7 +112,7 @@ class _Prompt:
     def of(cls, request_id: str, token_ids: Sequence[int]) -> _Prompt:
         ids = np.asarray(token_ids, dtype=np.int64)
         if len(ids) < _PASSAGE:
-            return cls(request_id, ids, np.empty(0, np.int64), np.empty(0, np.uint64))
+            return cls(request_id, ids, np.empty(0, np.intp), np.empty(0, np.uint64))
         windows = np.lib.stride_tricks.sliding_window_view(ids.astype(np.uint64), _PASSAGE)
         hashes = (windows * _FACTORS).sum(axis=1, dtype=np.uint64)  # modulo 2^64
         positions = np.flatnonzero((hashes >> np.uint64(40)) % np.uint64(_KEPT_ONE_IN) == 0)
@@ -141,7 +141,7 @@ def _loss(earlier: _Prompt, prompt: _Prompt, cached_tokens: int) -> _Loss | None
     if lost < _LEAST_TOKENS:
         return None
     passages = earlier.passages_after(shared)
-    alike = np.isin(passages, prompt.passages_after(shared)).mean() if len(passages) else 0.0
+    alike = float(np.isin(passages, prompt.passages_after(shared)).mean()) if len(passages) else 0.0
     return _Loss(earlier, "changed", shared, lost) if alike >= _ALIKE else None
 
 

@@ -31,9 +31,9 @@ def _without_billing_line(message: Message) -> Message | None:
     if isinstance(message.content, str):
         text = without_billing_line(message.content)
         return replace(message, content=text) if text else None
-    parts = [
-        part | {"text": without_billing_line(part["text"])} if part.get("type") == "text" else part
-        for part in map(dict, message.content)
-    ]
+    parts = [dict(part) for part in message.content]
+    for part in parts:
+        if part.get("type") == "text":
+            part["text"] = without_billing_line(part["text"])
     parts = [part for part in parts if part.get("text") != ""]
     return replace(message, content=parts) if parts else None
