@@ -50,3 +50,29 @@ def test_forced_tokens_are_as_certain_as_sampled_ones(model: K2Model) -> None:
     _, told = ahead
     assert [len(entry.top) for entry in told] == [1, 1, 1, 1, 2, 1, 1, 1, 2, 1]
     assert told[0] == TokenLogprobs(0.0, ((5, 0.0),))
+
+
+def test_those_of_a_prompt(model: K2Model) -> None:
+    """Of every token but the first, from a whole pass; computed anew where the cache has the prompt."""
+
+    def told(config: EngineConfig, *others: list[int]) -> tuple[TokenLogprobs, ...]:
+        engine = Engine(model, config)
+        for i, other in enumerate(others):
+            engine.add_request(EngineRequest(str(i), other, SamplingParams(temperature=0, max_tokens=4)))
+            engine.step()
+        params = SamplingParams(temperature=0, max_tokens=3, prompt_logprobs=2)
+        engine.add_request(EngineRequest("r", ids, params))
+        outputs = []
+        while engine.has_work:
+            outputs += [output for output in engine.step() if output.request_id == "r"]
+        assert outputs[0].cached_tokens == 0 and not any(output.prompt_logprobs for output in outputs[1:])
+        return outputs[0].prompt_logprobs
+
+    ids = prompt(40)
+    alone = told(EngineConfig())
+    with torch.no_grad():
+        logits = model.compute_logits(model(torch.tensor(ids), ForwardBatch.packed([len(ids)])))
+    for row, token, entry in zip(logits[:-1].double().log_softmax(-1), ids[1:], alone, strict=True):
+        assert entry.logprob == pytest.approx(row[token].item(), abs=1e-4)
+        assert [value for _, value in entry.top] == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+    assert told(EngineConfig(block_size=4, max_num_batched_tokens=11), ids, prompt(9, seed=1)) == alone

@@ -103,7 +103,8 @@ class TokenLogprob:
 
     bytes: bytes
     """Of its text; a token may hold part of a character."""
-    logprob: float
+    logprob: float | None
+    """None: it is a prompt's first, which follows from nothing."""
     top: tuple[TokenLogprob, ...] = ()
     """The most likely tokens in its place, without lists of their own."""
 

@@ -84,6 +84,8 @@ class TextProvider(ChatProvider, Protocol):
     def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
         """Yield `TextDelta`* and `Finished`. The prompt: token ids, or text, in which control tokens are ordinary text.
 
+        With `prompt_logprobs` the text begins with the prompt.
+
         Raises as `stream` does.
         """
         ...

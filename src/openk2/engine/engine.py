@@ -204,7 +204,8 @@ class Engine:
         if finish_reason is not None:
             self.abort(state.request_id)
         told = _logprobs(new, sampled, logits_V, state.sampling.logprobs) if new else ()
-        return StepOutput(state.request_id, new, finish_reason, state.cached_tokens or 0, error, told)
+        told_of_prompt = tuple(state.prompt_logprobs) if new and before == state.num_prompt_tokens else ()
+        return StepOutput(state.request_id, new, finish_reason, state.cached_tokens or 0, error, told, told_of_prompt)
 
     @staticmethod
     def _append(state: RequestState, sampled: int) -> FinishReason | None:

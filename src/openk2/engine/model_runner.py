@@ -12,8 +12,12 @@ from torch import Tensor
 from openk2.engine.block_manager import NULL_BLOCK
 from openk2.engine.kv_cache import LatentCache
 from openk2.engine.request import RequestState
+from openk2.engine.sampler import logprobs
 from openk2.engine.scheduler import Chunk
 from openk2.models import ForwardBatch, K2Model, PagedBatch
+
+LOGIT_ROWS = 32
+"""Of a prompt's own logits, so many are in memory at once."""
 
 
 class ModelRunner:
@@ -50,6 +54,8 @@ class ModelRunner:
         ids = [token for chunk in chunks for token in chunk.request.token_ids[chunk.start : chunk.end]]
         batch = self._batch(chunks, generated)
         hidden = self.model(torch.tensor(ids, device=self.device), batch, self.cache.layers)
+        if not generated:
+            self._tell_prompts(chunks, hidden)
         ends = accumulate(chunk.num_tokens for chunk in chunks)
         last = {chunk.request: end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples}
         if not last:
@@ -57,6 +63,21 @@ class ModelRunner:
         rows = hidden[torch.tensor(list(last.values()), device=self.device)]
         logits = self.model.compute_logits(rows, per_row=generated)
         return dict(zip(last, logits.unbind(0), strict=True))
+
+    def _tell_prompts(self, chunks: Sequence[Chunk], hidden: Tensor) -> None:
+        """Note how likely the prompts' own tokens were, for the requests that ask."""
+        for chunk, rows in zip(chunks, hidden.split([chunk.num_tokens for chunk in chunks]), strict=True):
+            request, count = chunk.request, chunk.request.sampling.prompt_logprobs
+            if count is None:
+                continue
+            known = request.prompt_logprobs
+            begin = max(chunk.start, len(known))  # what was computed before a preemption is known
+            end = min(chunk.end, request.num_prompt_tokens - 1)
+            for start in range(begin, end, LOGIT_ROWS):
+                stop = min(start + LOGIT_ROWS, end)
+                logits = self.model.compute_logits(rows[start - chunk.start : stop - chunk.start])
+                following = request.token_ids[start + 1 : stop + 1]
+                known += [logprobs(row, token, count) for row, token in zip(logits, following, strict=True)]
 
     def _batch(self, chunks: Sequence[Chunk], generated: bool) -> ForwardBatch:
         size = self.block_size

@@ -50,6 +50,8 @@ class StepOutput:
     """One line, with `finish_reason` error."""
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of each of `token_ids`, when the request asked for them."""
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    """Of the prompt's tokens but its first, when the request asked for them; with the first of `token_ids`."""
 
 
 @dataclass(eq=False)
@@ -72,6 +74,8 @@ class RequestState:
     num_chained: int = 0
     """Leading blocks that are in the prefix cache, under the node `chain`."""
     chain: int = 0
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of the prompt's tokens from the second on, as far as they are known."""
     cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when the request was first admitted; None before."""
 

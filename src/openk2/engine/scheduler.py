@@ -101,7 +101,9 @@ class Scheduler:
     def _admit(self, request: RequestState) -> bool:
         """Give a waiting request its cached prefix and room for all of its tokens; False changes nothing."""
         # The last token of the prompt is always computed: the answer's first token follows from it.
-        matched, chain = self.blocks.match(request.token_ids[: request.num_prompt_tokens - 1])
+        # And all of it is where its tokens' probabilities are asked for: the cache does not hold those.
+        shared = 0 if request.sampling.prompt_logprobs is not None else request.num_prompt_tokens - 1
+        matched, chain = self.blocks.match(request.token_ids[:shared])
         fresh = self.blocks.allocate(self.blocks.blocks_for(len(request.token_ids)) - len(matched))
         if fresh is None:
             self.blocks.release(matched)

@@ -22,8 +22,7 @@ class PendingLogprobs:
         self._given = 0
 
     def push(self, token_id: int, known: TokenLogprobs) -> None:
-        top = tuple(self._entry(id, logprob) for id, logprob in known.top)
-        self._pending.append((self._known, self._entry(token_id, known.logprob, top)))
+        self._pending.append((self._known, self.told(token_id, known)))
 
     def saw(self, text: str) -> None:
         self._known += len(text)
@@ -41,7 +40,13 @@ class PendingLogprobs:
             taken.append(self._pending.popleft()[1])
         return tuple(taken)
 
-    def _entry(self, token_id: int, logprob: float, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
+    def told(self, token_id: int, known: TokenLogprobs | None) -> TokenLogprob:
+        """What is known of a token, None being nothing, with texts in place of ids."""
+        if known is None:
+            return self._entry(token_id, None)
+        return self._entry(token_id, known.logprob, tuple(self._entry(id, logprob) for id, logprob in known.top))
+
+    def _entry(self, token_id: int, logprob: float | None, top: tuple[TokenLogprob, ...] = ()) -> TokenLogprob:
         # A model may have more rows than the tokenizer entries; such an id has no text.
         known = token_id < self._tokenizer.vocab_size
         return TokenLogprob(self._tokenizer.token_bytes(token_id) if known else b"", logprob, top)

@@ -55,7 +55,9 @@ class TextLogprobs:
         return {
             "tokens": [_key(token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [{_key(top): top.logprob for top in token.top} for token in tokens],
+            "top_logprobs": [
+                None if token.logprob is None else {_key(top): top.logprob for top in token.top} for token in tokens
+            ],
             "text_offset": offsets,
         }
 
