@@ -6,6 +6,7 @@ those same objects back, as a program written for that client does.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -178,9 +179,58 @@ class LlamaIndex:
         return Answer(response.message.content or "", calls, finish_reason, response.message)
 
 
+class AutoGen:
+    """`OpenAIChatCompletionClient`, which keeps the text before calls as a thought."""
+
+    def __init__(self, url: str, model: str) -> None:
+        module = pytest.importorskip("autogen_ext.models.openai", reason="autogen-ext is not installed")
+        abilities = {"function_calling": True, "json_output": True, "vision": False, "structured_output": True}
+        self.target = {
+            "model": model,
+            "base_url": f"{url}/v1",
+            "api_key": "any",
+            "max_retries": 0,
+            "model_info": {**abilities, "family": "unknown"},
+        }
+        self.make = module.OpenAIChatCompletionClient
+
+    def ask(self, *, stream: bool) -> Answer:
+        return asyncio.run(self._send([], stream))
+
+    def bring_results(self, answer: Answer, results: Mapping[str, str], *, stream: bool) -> Answer:
+        from autogen_core.models import AssistantMessage, FunctionExecutionResult, FunctionExecutionResultMessage
+
+        names = {call_id: name for call_id, name, _ in answer.calls}
+        brought = [
+            FunctionExecutionResult(content=text, name=names[call_id], call_id=call_id, is_error=False)
+            for call_id, text in results.items()
+        ]
+        native = answer.native
+        turn = AssistantMessage(content=native.content, thought=native.thought, source="assistant")
+        return asyncio.run(self._send([turn, FunctionExecutionResultMessage(content=brought)], stream))
+
+    async def _send(self, messages: Sequence[Any], stream: bool) -> Answer:
+        from autogen_core.models import UserMessage
+
+        client = self.make(**self.target)
+        request = [UserMessage(content=QUESTION, source="user"), *messages]
+        function: Any = WEATHER["function"]
+        if stream:
+            *_, result = [part async for part in client.create_stream(request, tools=[function])]
+        else:
+            result = await client.create(request, tools=[function])
+        await client.close()
+        if isinstance(result.content, str):
+            return Answer(result.content, [], result.finish_reason, result)
+        calls = [(call.id, call.name, json.loads(call.arguments)) for call in result.content]
+        reason = {"function_calls": "tool_calls"}.get(result.finish_reason, result.finish_reason)
+        return Answer(result.thought or "", calls, reason, result)
+
+
 ADAPTERS: dict[str, Callable[[str, str], Adapter]] = {
     "openai": OpenAI,
     "langchain": LangChain,
     "litellm": LiteLLM,
     "llama-index": LlamaIndex,
+    "autogen": AutoGen,
 }
