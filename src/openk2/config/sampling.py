@@ -86,7 +86,8 @@ class SamplingParams:
                 raise ConfigError(
                     f"sampling settings have no {name!r}; they may have {', '.join(_DEFAULTS)}", param=name
                 )
-            if isinstance(value, bool) or not isinstance(value, int if name == "top_k" else int | float):
+            numbers: tuple[type, ...] = (int,) if name == "top_k" else (int, float)
+            if isinstance(value, bool) or not isinstance(value, numbers):
                 raise ConfigError(f"{name} must be a number, not {value!r}", param=name)
         try:
             return cls(**values)
