@@ -19,7 +19,7 @@ def tiny_ranks() -> dict[bytes, int]:
     return {token: rank for rank, token in enumerate(tokens)}
 
 
-def tiny_config(ranks: int) -> ModelConfig:
+def tiny_config(ranks: int, *, window: int = 512) -> ModelConfig:
     return ModelConfig(
         vocab_size=ranks + 256,
         hidden_size=32,
@@ -34,17 +34,17 @@ def tiny_config(ranks: int) -> ModelConfig:
         v_head_dim=8,
         n_routed_experts=8,
         num_experts_per_tok=2,
-        max_position_embeddings=512,
+        max_position_embeddings=window,
         bos_token_id=ranks,
         eos_token_id=ranks + 1,
         initializer_range=0.3,
     )
 
 
-def save_tiny_model(path: Path) -> Path:
+def save_tiny_model(path: Path, *, window: int = 512) -> Path:
     """The checkpoint, greedy by its generation_config, in the new folder `path`."""
     ranks = tiny_ranks()
-    model = random_model(tiny_config(len(ranks)), seed=1)
+    model = random_model(tiny_config(len(ranks), window=window), seed=1)
     save_model(model, path, generation_config={"do_sample": False, "eos_token_id": len(ranks) + 2})
     save_ranks(ranks, path / "tiktoken.model")
     return path
