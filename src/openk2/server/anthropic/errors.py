@@ -40,7 +40,9 @@ def _envelope(error: Mapping[str, Any], status: int, request_id: str) -> dict[st
     message = error["message"]
     if error.get("code") == "context_length_exceeded":
         # Claude Code compacts its conversation when it reads just these words.
-        message = f"prompt is too long: {error['prompt_tokens']} tokens > {error['max_model_len']} maximum"
+        known = "prompt_tokens" in error  # an upstream does not always say by how much
+        what = f"{error['prompt_tokens']} tokens > {error['max_model_len']} maximum" if known else message
+        message = f"prompt is too long: {what}"
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
     kind = "overloaded_error" if error["type"] == "overloaded_error" else kind
     return {"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id}
