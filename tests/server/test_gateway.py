@@ -108,7 +108,12 @@ FAILURES: dict[str, tuple[int, Any, dict[str, str]]] = {
     "limits": (429, {"error": {"message": "slowly"}}, {"retry-after": "7"}),
     "full": (503, {"error": {"message": "full"}}, {}),
     "fails": (500, "<html>oops</html>", {}),
-    "too-long": (400, {"error": {"message": "maximum context length is 8 tokens, your messages resulted in 9"}}, {}),
+    "too-long": (
+        400,
+        {"error": {"message": "maximum context length is 8192 tokens, your messages resulted in 9001"}},
+        {},
+    ),
+    "too-long-unsaid": (400, {"error": {"message": "The prompt exceeds the context window"}}, {}),
     "refuses": (400, {"error": {"message": "top_k is unsupported"}}, {}),
     "absent": (404, {"detail": "Not Found"}, {}),
     "says-html": (200, "<html>hello</html>", {}),
@@ -124,6 +129,7 @@ EXPECTED = {
     "full": (503, "overloaded_error", "overloaded_error"),
     "fails": (502, "api_error", "api_error"),
     "too-long": (400, "invalid_request_error", "invalid_request_error"),
+    "too-long-unsaid": (400, "invalid_request_error", "invalid_request_error"),
     "refuses": (400, "invalid_request_error", "invalid_request_error"),
     "absent": (404, "invalid_request_error", "not_found_error"),
     "says-html": (502, "api_error", "api_error"),
@@ -203,9 +209,10 @@ async def test_failures_of_upstreams_are_told_in_each_api(failure: str, broken: 
     assert "sk-1" not in chat.text + response.text + message.text
     if failure == "limits":
         assert chat.headers["retry-after"] == message.headers["retry-after"] == "7"
-    if failure == "too-long":
+    if failure.startswith("too-long"):
         assert chat.json()["error"]["code"] == "context_length_exceeded"
-        assert "prompt is too long: 9 tokens > 8 maximum" in message.text
+        how_much = "9001 tokens > 8192 maximum" if failure == "too-long" else "http"
+        assert f"prompt is too long: {how_much}" in message.text
 
 
 @pytest.mark.parametrize("failure", ["cuts", "errs-late"])
