@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import Any
 
 import jsonschema_rs
 import numpy as np
 import pytest
+from tests.support.walks import walk
 
 from openk2.chat.closing import WATCHED_ROOM, Closer
-from openk2.chat.constraints import ToolConstraint, tool_grammars
+from openk2.chat.constraints import ToolConstraint
+from openk2.chat.grammars import tool_grammars
 from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.parser import Marker, parse_ids
 from openk2.chat.response_format import ReplyConstraint, build_constraint
@@ -71,29 +72,6 @@ def tool(name: str, schema: dict[str, Any]) -> ToolSpec:
     return ToolSpec.function(name, "", schema)
 
 
-def answer(
-    constraint: ToolConstraint | ReplyConstraint, tokenizer: Tokenizer, limit: int, seed: int, *, closing: bool = True
-) -> tuple[list[int], str]:
-    """What an engine makes of a model that draws evenly from its mask; the turn's end is not one of the tokens."""
-    rng, ids = random.Random(seed), list[int]()
-    while len(ids) < limit and not constraint.is_finished:
-        step = constraint.forced_tokens()
-        if not step:
-            words = np.zeros((tokenizer.vocab_size + 31) // 32, np.int32)
-            constraint.fill_mask(words)
-            step = [int(rng.choice(np.unpackbits(words.view(np.uint8), bitorder="little").nonzero()[0]))]
-            ended = constraint.closing_tokens(step[0], limit - len(ids)) if closing else []
-            for token_id in ended:
-                constraint.accept(token_id)
-            if ended:
-                assert len(ids) + len(ended) <= limit
-                return ids + ended, "length"
-        for token_id in step[: limit - len(ids)]:
-            constraint.accept(token_id)
-            ids.append(token_id)
-    return ids, "stop" if constraint.is_finished else "length"
-
-
 def shortest(tokenizer: Tokenizer, schema: dict[str, Any]) -> int:
     """Tokens of the call f with nothing but what `schema` demands, its section included."""
     named = ToolConstraint.build(tokenizer, [tool("f", schema)], ToolChoice("required", parallel=False), 0)
@@ -118,7 +96,7 @@ def test_a_call_with_room_for_its_least_is_never_cut(tokenizer: Tokenizer, kind:
         for closing in cut:
             constraint = ToolConstraint.build(tokenizer, [tool("f", schema)], REQUIRED, 0)
             assert constraint is not None
-            ids, reason = answer(constraint, tokenizer, limit, seed, closing=closing)
+            ids, reason = walk(constraint, tokenizer, limit, seed, closing=closing)
             message = parse_ids(tokenizer, ids, "length" if reason == "length" else "stop").message
             cut[closing] += tokenizer.decode(ids).count(Marker.CALL_BEGIN.value) > len(message.tool_calls)
             for call in message.tool_calls:
@@ -135,16 +113,41 @@ def test_a_json_answer_with_room_for_its_least_is_whole(tokenizer: Tokenizer, ki
     for seed in range(3):
         constraint = build_constraint(tokenizer, [], ToolChoice("none"), 0, response_format=ResponseFormat(schema))
         assert isinstance(constraint, ReplyConstraint)
-        ids, _ = answer(constraint, tokenizer, least + 9 * seed, seed)
+        ids, _ = walk(constraint, tokenizer, least + 9 * seed, seed)
         text = tokenizer.decode([token_id for token_id in ids if token_id not in tokenizer.special_ids])
         validator.validate(json.loads(text))
+
+
+def test_nesting_without_end_is_left_in_time(tokenizer: Tokenizer) -> None:
+    """Each level costs more to close than to open, so the way out grows past what a look near the limit could save."""
+    node = {
+        "type": "object",
+        "properties": {"next": {"anyOf": [{"$ref": "#/$defs/Node"}, {"type": "null"}]}, "value": {"type": "number"}},
+        "required": ["next", "value"],
+    }
+    schema = {"$defs": {"Node": node}, "type": "object", "properties": {"list": {"$ref": "#/$defs/Node"}}}
+    constraint = ToolConstraint.build(tokenizer, [tool("f", schema)], REQUIRED, 0)
+    assert constraint is not None
+    said = f"{Marker.SECTION_BEGIN.value}{Marker.CALL_BEGIN.value}functions.f:0{Marker.ARGUMENT_BEGIN.value}"
+    ids, limit = list[int](), 700
+    for token_id in tokenizer.encode_with_specials(said + '{"list": ' + '{"next": ' * limit):
+        closing = constraint.closing_tokens(token_id, limit - len(ids))
+        for taken in closing or [token_id]:
+            constraint.accept(taken)
+            ids.append(taken)
+        if closing:
+            break
+    assert limit // 2 < len(ids) <= limit
+    (call,) = parse_ids(tokenizer, ids, "length").message.tool_calls
+    assert call.arguments.count("next") > 15
+    jsonschema_rs.validate(schema, json.loads(call.arguments))
 
 
 def test_no_room_is_a_cut_call(tokenizer: Tokenizer) -> None:
     """What cannot be closed goes on to the limit: the length is the reason, and no call is delivered."""
     constraint = ToolConstraint.build(tokenizer, [tool("f", SCHEMAS["nested"])], REQUIRED, 0)
     assert constraint is not None
-    ids, reason = answer(constraint, tokenizer, shortest(tokenizer, SCHEMAS["nested"]) // 2, 0)
+    ids, reason = walk(constraint, tokenizer, shortest(tokenizer, SCHEMAS["nested"]) // 2, 0)
     assert reason == "length"
     assert parse_ids(tokenizer, ids, "length").message.tool_calls == ()
 
@@ -163,8 +166,7 @@ def test_no_call_is_begun_after_another_that_can_never_be_closed(tokenizer: Toke
 
 
 def test_required_keys_are_preferred(tokenizer: Tokenizer) -> None:
-    grammars = tool_grammars(tokenizer)
-    matcher = grammars.constraint([tool("f", SCHEMAS["order"])], REQUIRED, 0)._plan.grammars["f"]
+    matcher = tool_grammars(tokenizer).arguments("f", SCHEMAS["order"])
     path = Closer(tokenizer).path(matcher, WATCHED_ROOM, frozenset([b"units", b"city"]))
     assert path is not None
     assert json.loads(tokenizer.decode(path)).keys() == {"units", "city"}

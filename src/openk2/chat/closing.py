@@ -21,11 +21,13 @@ from openk2.chat.schema import required_names
 from openk2.tokenizer import Tokenizer
 
 WATCHED_ROOM = 256
-"""A request with more tokens left is not looked at."""
+"""With more tokens left, a value that has just begun is not looked at: only nesting without end fills as much."""
 CLOSE_LOOK = 32
 """With at most so many tokens to spare, every token is looked at before it is taken; with more, one in some."""
+LEAST_GROWTH = 3.0
+"""Tokens by which one token is expected to lengthen the way out, at least."""
 MAX_STATES = 256
-"""Grammar states that one search looks at before it gives up."""
+"""Grammar states off the preferred way that one search looks at before it gives up."""
 
 _FEW = 64
 """Up to so many allowed tokens, all of them are tried: keys, literals, what is left of an enum's value."""
@@ -79,10 +81,10 @@ class Closer:
         order = count()
         waiting: list[tuple[int, int, int, LLMatcher, list[int]]] = [(0, 0, next(order), matcher, [])]
         visits: Counter[bytes] = Counter()
-        for _ in range(MAX_STATES):
-            if not waiting:
-                break
+        aside = 0
+        while waiting and aside < MAX_STATES:
             deviations, _, _, parent, path = heappop(waiting)
+            aside += deviations > 0
             state = parent.deep_copy()
             if path and not state.consume_token(path[-1]):
                 continue
@@ -133,7 +135,9 @@ class Closing:
     def __init__(self, closer: Closer, schema: Mapping[str, Any]) -> None:
         self._closer = closer
         self._schema = schema
-        self._next_look = WATCHED_ROOM
+        self._next_look: int | None = None
+        self._last: tuple[int, int] | None = None  # room, and length of the way out, at the last look
+        self._growth = LEAST_GROWTH
 
     def tokens(self, matcher: LLMatcher, token_id: int, room: int, *, tail: int = 0) -> list[int]:
         """The tokens that close the value, in place of `token_id`; empty: `token_id` may be taken.
@@ -141,6 +145,8 @@ class Closing:
         matcher: the value's state before that token. room: the tokens left, that one included, of which `tail` have to
         remain after the value. Empty as well where no way out was found that fits.
         """
+        if self._next_look is None:
+            self._next_look = max(WATCHED_ROOM, room * 3 // 4)
         if room > self._next_look:
             return []
         after = matcher.deep_copy()
@@ -148,13 +154,20 @@ class Closing:
             return []
         path = self._closer.path(after, room - 1 - tail, self._required)
         if path is not None:
-            spare = room - 1 - tail - len(path)
-            self._next_look = room - 1 - max(0, spare - CLOSE_LOOK) // 4
+            self._plan_next_look(room - 1, len(path) + tail)
             return []
         path = self._closer.path(matcher, room - tail, self._required)
         if path is None:
             self._next_look = room - 1 - CLOSE_LOOK // 4
         return path or []
+
+    def _plan_next_look(self, room: int, way_out: int) -> None:
+        """As far off as the way out, growing as it has at worst, leaves room for itself."""
+        if self._last is not None and room < self._last[0]:
+            self._growth = max(self._growth, 2 * (way_out - self._last[1]) / (self._last[0] - room))
+        self._last = room, way_out
+        spare = room - way_out
+        self._next_look = room - int(max(0, spare - CLOSE_LOOK) / (1 + self._growth))
 
     @cached_property
     def _required(self) -> frozenset[bytes]:

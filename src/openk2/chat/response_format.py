@@ -14,10 +14,11 @@ from typing import Any
 from llguidance import LLMatcher
 
 from openk2.chat.closing import Closing
-from openk2.chat.constraints import ToolConstraint, ToolGrammars, Words, tool_grammars
+from openk2.chat.constraints import ToolConstraint
+from openk2.chat.grammars import ToolGrammars, Words, tool_grammars
 from openk2.chat.lexers import Marker
 from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
-from openk2.chat.schema import reply_schema, value_grammar
+from openk2.chat.schema import reply_grammar
 from openk2.errors import ProviderError, SchemaError
 from openk2.tokenizer import Tokenizer
 
@@ -44,7 +45,7 @@ def build_constraint(
     matcher = _reply_matcher(grammars, _schema_json(schema)).deep_copy()
     calls: ToolConstraint | None = None
     if tool_choice.mode == "required" or (tools and tool_choice.mode == "auto"):
-        calls = grammars.constraint(tools, tool_choice, first_index, end_ids=end_ids)
+        calls = ToolConstraint.build(tokenizer, tools, tool_choice, first_index, end_ids=end_ids)
         if tool_choice.mode == "required":
             return calls
     return ReplyConstraint(grammars, matcher, Closing(grammars.closer, schema), grammars.ends(end_ids), calls)
@@ -129,7 +130,7 @@ def _schema_json(schema: Mapping[str, Any]) -> str:
 @lru_cache(maxsize=256)
 def _reply_matcher(grammars: ToolGrammars, schema_json: str) -> LLMatcher:
     try:
-        return grammars.compile([value_grammar(reply_schema(json.loads(schema_json)))])
+        return grammars.compile([reply_grammar(json.loads(schema_json))])
     except SchemaError as error:
         raise SchemaError(
             f"The response format's schema cannot be used: {error}. Simplify the schema.", param="response_format"

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from openk2 import assets
-from openk2.chat.constraints import tool_grammars
+from openk2.chat.grammars import tool_grammars
 from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.response_format import build_constraint
 from openk2.checkpoint import Checkpoint, load_config, load_model, random_model

@@ -17,13 +17,18 @@ _DIALECTS = (
 array) and boolean `exclusiveMinimum` exist only in the older ones."""
 
 
-def check_schema(schema: dict[str, Any] | None, path: str) -> None:
-    """Refuse what is no JSON Schema, or not one of an object: arguments are named."""
-    if not schema:
-        return
+def check_object_schema(schema: dict[str, Any], path: str) -> None:
+    """Refuse what is no JSON Schema, or not one of an object."""
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         raise SchemaError(f"Invalid schema for '{path}': its type must be \"object\", not {kind!r}.", param=path)
+    check_schema(schema, path)
+
+
+def check_schema(schema: dict[str, Any] | None, path: str) -> None:
+    """Refuse what is no JSON Schema; its root may be of any type."""
+    if not schema:
+        return
     first: jsonschema_rs.ValidationError | None = None
     for dialect in _DIALECTS:
         # The dialect is set here, never the caller's: an unknown `$schema` would be fetched from the network.

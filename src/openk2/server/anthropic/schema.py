@@ -15,7 +15,7 @@ from openk2.errors import RequestError
 from openk2.server.anthropic.convert import ConversationReader
 from openk2.server.anthropic.tools import read_tool_choice, read_tools
 from openk2.server.fields import MAX_STOP_STRINGS, Fields, wrong_value
-from openk2.server.json_schema import check_schema
+from openk2.server.json_schema import check_object_schema
 
 TEMPERATURE_SCALE = 0.6
 """A given temperature is multiplied by it, as Moonshot's own Anthropic endpoint does: programs written for this API
@@ -125,5 +125,5 @@ def _read_output_format(fields: Fields) -> ResponseFormat | None:
         raise wrong_value(declared.at("type"), f"it must be 'json_schema', not {kind!r}")
     declared.required_object("schema")
     schema = declared.get("schema")
-    check_schema(schema, declared.at("schema"))
+    check_object_schema(schema, declared.at("schema"))
     return ResponseFormat(schema)

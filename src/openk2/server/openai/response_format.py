@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from openk2.chat.messages import ResponseFormat
 from openk2.server.fields import Fields, wrong_value
-from openk2.server.json_schema import check_schema
+from openk2.server.json_schema import check_object_schema
 
 
 def read_response_format(fields: Fields) -> ResponseFormat | None:
@@ -27,7 +27,7 @@ def read_response_format(fields: Fields) -> ResponseFormat | None:
             declared.boolean("strict")
             declared.required_object("schema")
             schema = declared.get("schema")
-            check_schema(schema, declared.at("schema"))
+            check_object_schema(schema, declared.at("schema"))
             return ResponseFormat(schema, name)
         case kind:
             raise wrong_value(value.at("type"), f"it must be 'text', 'json_object' or 'json_schema', not {kind!r}")

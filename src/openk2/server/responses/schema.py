@@ -13,7 +13,7 @@ from openk2.chat.messages import Message, ResponseFormat, ToolChoice
 from openk2.chat.provider import ChatRequest
 from openk2.config.sampling import SamplingParams
 from openk2.server.fields import Fields, wrong_type, wrong_value
-from openk2.server.json_schema import check_schema
+from openk2.server.json_schema import check_object_schema
 from openk2.server.openai.logprobs import MAX_TOP_LOGPROBS
 from openk2.server.openai.sampling import read_sampling
 from openk2.server.openai.tools import read_tool_choice
@@ -113,7 +113,7 @@ def _read_text(fields: Fields) -> tuple[ResponseFormat | None, dict[str, Any]]:
             description, strict = declared.string("description"), declared.boolean("strict")
             declared.required_object("schema")
             schema = declared.get("schema")
-            check_schema(schema, declared.at("schema"))
+            check_object_schema(schema, declared.at("schema"))
             repeated = {
                 "type": "json_schema", "name": name, "description": description, "schema": schema, "strict": strict,
             }  # fmt: skip
