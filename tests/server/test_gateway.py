@@ -69,7 +69,9 @@ def test_every_api_answers_from_one_upstream(serve: Serve) -> None:
         HTTP.get(f"{url}/v1/models").json()["data"][0]["root"] == HTTP.get(f"{url}/v1/models").json()["data"][0]["id"]
     )
     assert HTTP.get(f"{url}/ready").status_code == 200
-    assert "vllm:request_success_total" in HTTP.get(f"{url}/metrics").text
+    metrics = HTTP.get(f"{url}/metrics").text
+    assert "vllm:request_success_total" in metrics and 'openk2:gateway_calls_total{what="ids"} 3.0' in metrics
+    assert metrics.count("openk2:upstream_up{") == 1 and 'outcome="answered"' in metrics
     refused = HTTP.post(f"{url}/v1/completions", json={"prompt": "Once"})
     assert refused.status_code == 404 and "chats only" in refused.json()["error"]["message"]
 

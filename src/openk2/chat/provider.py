@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from openk2.chat.events import ChatEvent
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
@@ -59,6 +59,17 @@ class ProviderLoad:
     cache_hits: int = 0
     preemptions: int = 0
     """Answers that gave up their place for want of cache, and were begun again."""
+
+
+@dataclass(frozen=True)
+class ProviderFigure:
+    """Something else that a provider tells of itself, named as metrics are."""
+
+    name: str
+    help_text: str
+    kind: Literal["counter", "gauge"]
+    labels: Mapping[str, str]
+    value: float
 
 
 class ChatProvider(Protocol):

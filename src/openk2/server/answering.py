@@ -33,7 +33,7 @@ class Answering:
         """Those of them that have not had an event yet."""
         self.is_draining = False
         """Whether the server is about to end: no answer is begun any more."""
-        self.metrics = Metrics(self._load)
+        self.metrics = Metrics(self._load, lambda: slot.figures)
         self.traces = Traces()
         self.cache_misses = CacheMisses() if settings.explain_cache_misses else None
 

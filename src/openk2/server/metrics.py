@@ -6,7 +6,7 @@ count begins with `openk2:`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import Metric
@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from openk2.chat.events import CallDelta, ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import Usage
-from openk2.chat.provider import ProviderLoad
+from openk2.chat.provider import ProviderFigure, ProviderLoad
 from openk2.server.request_record import RequestRecord
 
 NamedLoad = tuple[str, ProviderLoad]
@@ -31,7 +31,9 @@ class Metrics:
 
     content_type = CONTENT_TYPE_LATEST
 
-    def __init__(self, load: Callable[[], NamedLoad | None]) -> None:
+    def __init__(
+        self, load: Callable[[], NamedLoad | None], figures: Callable[[], Iterable[ProviderFigure]] = tuple
+    ) -> None:
         registry = CollectorRegistry()
 
         def counter(name: str, help_text: str, *labels: str) -> Counter:
@@ -42,6 +44,7 @@ class Metrics:
 
         self._registry = registry
         registry.register(_LoadCollector(load))
+        registry.register(_FigureCollector(figures))
         self.success = counter(
             "vllm:request_success", "Answers finished (each of n counts).", "model_name", "finished_reason"
         )
@@ -146,3 +149,18 @@ class _LoadCollector(Collector):
             sample = f"{metric.name}_total" if kind == "counter" else metric.name
             metric.add_sample(sample, {"model_name": model}, value)
             yield metric
+
+
+class _FigureCollector(Collector):
+    """What else the provider tells."""
+
+    def __init__(self, figures: Callable[[], Iterable[ProviderFigure]]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        metrics: dict[str, Metric] = {}
+        for figure in self._figures():
+            metric = metrics.setdefault(figure.name, Metric(figure.name, figure.help_text, figure.kind))
+            sample = f"{figure.name}_total" if figure.kind == "counter" else figure.name
+            metric.add_sample(sample, dict(figure.labels), figure.value)
+        yield from metrics.values()

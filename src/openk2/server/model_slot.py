@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from openk2 import __version__
-from openk2.chat.provider import ChatProvider, ChatRequest, ProviderLoad
+from openk2.chat.provider import ChatProvider, ChatRequest, ProviderFigure, ProviderLoad
 from openk2.errors import ModelNotFoundError, OverloadedError
 from openk2.server.settings import KIMI_MODEL_NAMES
 
@@ -80,6 +80,11 @@ class ModelSlot:
         """What the provider has to do, when it tells (by `load`)."""
         load = getattr(self.provider, "load", None)
         return load if isinstance(load, ProviderLoad) else None
+
+    @property
+    def figures(self) -> tuple[ProviderFigure, ...]:
+        """What else the provider tells of itself (by `figures`)."""
+        return tuple(getattr(self.provider, "figures", ())) if self.is_loaded else ()
 
     def count_prompt_tokens(self, request: ChatRequest) -> int | None:
         """Tokens of the prompt that the request becomes, when the provider can tell without answering it."""

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from enum import StrEnum
 
 from openk2.chat.events import ChatEvent
 from openk2.chat.ids import canonicalize
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, ProviderFigure
 from openk2.chat.template import ChatTemplate
 from openk2.client.gateway.calls import CallCheck, InvalidCallError
 from openk2.client.gateway.router import Router
 from openk2.config.sampling import SamplingParams
+
+_ABOUT_CALLS = "What was done to tool calls of upstreams, or found wrong with them."
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +61,13 @@ class Gateway:
     @property
     def is_alive(self) -> bool:
         return self.router.is_alive
+
+    @property
+    def figures(self) -> Iterator[ProviderFigure]:
+        """For the server's metrics."""
+        for what, count in sorted(self.counts.items()):
+            yield ProviderFigure("openk2:gateway_calls", _ABOUT_CALLS, "counter", {"what": what}, count)
+        yield from self.router.figures
 
     def close(self) -> None:
         self.router.close()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, cast
 
 from openk2.chat.events import ChatEvent
-from openk2.chat.provider import ChatProvider, ChatRequest, TextProvider
+from openk2.chat.provider import ChatProvider, ChatRequest, ProviderFigure, TextProvider
 from openk2.client.failures import EndpointError, SilenceError, UnreachableError
 from openk2.client.gateway.health import HealthWatch
 from openk2.client.gateway.routing import choose, conversation_key, text_key
@@ -50,6 +50,20 @@ class Router:
     @property
     def is_alive(self) -> bool:
         return any(upstream.is_up for upstream in self.upstreams)
+
+    @property
+    def figures(self) -> Iterator[ProviderFigure]:
+        """Of each upstream, for the server's metrics."""
+        for upstream in self.upstreams:
+            labels = {"upstream": upstream.name}
+            answered, failed = labels | {"outcome": "answered"}, labels | {"outcome": "failed"}
+            about = "Requests that upstreams have answered, or failed to."
+            yield ProviderFigure("openk2:upstream_requests", about, "counter", answered, upstream.answered)
+            yield ProviderFigure("openk2:upstream_requests", about, "counter", failed, upstream.failed)
+            about = "Answers that upstreams are making."
+            yield ProviderFigure("openk2:upstream_requests_running", about, "gauge", labels, upstream.running)
+            about = "Whether upstreams get new requests."
+            yield ProviderFigure("openk2:upstream_up", about, "gauge", labels, float(upstream.is_up))
 
     def close(self) -> None:
         if self._watch is not None:
