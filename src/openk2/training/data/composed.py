@@ -109,6 +109,11 @@ def third_person(verb: str) -> str:
 _INVENTED_VERBS = 0.35
 """Share of composed training tools whose verb means nothing: only the same word in the request tells them apart."""
 
+_INVENTED_NOUNS = 0.25
+_INVENTED_KEYS = 0.3
+"""Shares of further invented words in training, where the held-out part has words of its own: nouns of composed tools,
+and keys of typed parameters, so that a value's kind is read off the description and not off a key seen before."""
+
 
 @dataclass(frozen=True)
 class Seed:
@@ -119,6 +124,8 @@ class Seed:
 
 
 def draw_noun(rng: Dice, lex: Lexicon) -> str:
+    if lex.split == "train" and rng.random() < _INVENTED_NOUNS:
+        return lex.nonce(rng)
     n = rng.random()
     if n < 0.3:
         return lex.nonce(rng)
@@ -225,7 +232,9 @@ def _slots(rng: Dice, lex: Lexicon, most: int | None) -> tuple[Slot, ...]:
             if not keys or family in kinds:
                 continue
             kinds.add(family)
-            key = rng.choice(keys)
+            key, invented = rng.choice(keys), lex.split == "train" and rng.random() < _INVENTED_KEYS
+            if invented:
+                key = lex.nonce(rng)
             taken.add(key)
             words = key.replace("_", " ")
             # An invented color or language could be either: it needs its name.
@@ -235,6 +244,7 @@ def _slots(rng: Dice, lex: Lexicon, most: int | None) -> tuple[Slot, ...]:
                 if shown_by_look and rng.random() < 0.7
                 else tuple(rng.choice(_NAMED).replace("{k}", words).replace("{v}", "{}") for _ in range(2))
             )
+            slot = replace(slot, keep_description=slot.keep_description or invented)
             out.append(replace(slot, name=key, keys=(key,), phrases=phrases, required=required))
         else:
             out.append(custom_slot(rng, lex, taken, required))
