@@ -44,10 +44,10 @@ def read(chunks: Sequence[Any], *, done: bool = True, first_index: int = 0) -> l
 
 def well_formed(events: Sequence[ChatEvent]) -> bool:
     """The grammar of the event model."""
-    letters = {TextDelta: "t", CallBegin: "b", CallDelta: "d", CallEnd: "e", Finished: "f"}
+    letters = {ReasoningDelta: "r", TextDelta: "t", CallBegin: "b", CallDelta: "d", CallEnd: "e", Finished: "f"}
     indices = [event.index for event in events if isinstance(event, CallBegin)]
     word = "".join(letters[type(event)] for event in events)
-    return bool(re.fullmatch(r"t*(bd*e)*(bd*)?f", word)) and indices == list(range(len(indices)))
+    return bool(re.fullmatch(r"r*t*(bd*e)*(bd*)?f", word)) and indices == list(range(len(indices)))
 
 
 def completion(events: Sequence[ChatEvent]) -> Completion:
@@ -176,10 +176,12 @@ def test_arguments_that_are_no_json_are_the_callers_to_judge() -> None:
     assert found.message.tool_calls == (ToolCall("i", "a", "{'x'"),)
 
 
-def test_reasoning_and_other_choices_are_left_out() -> None:
-    other = {"choices": [{"index": 1, "delta": {"content": "other"}}]}
-    found = completion(read([chunk(reasoning_content="hm", content=None), other, chunk("stop", content="x")]))
-    assert found.message.content == "x"
+@pytest.mark.parametrize("names", [["reasoning_content"], ["reasoning"], ["reasoning_content", "reasoning"]])
+def test_thoughts_are_set_apart_and_other_choices_left_out(names: list[str]) -> None:
+    other = {"choices": [{"index": 1, "delta": {"content": "other", "reasoning_content": "other"}}]}
+    thought = chunk(content=None, **dict.fromkeys(names, "hm"))
+    found = completion(read([thought, other, thought, chunk("stop", content="x")]))
+    assert (found.message.reasoning, found.message.content) == ("hmhm", "x")
 
 
 def test_an_unfinished_stream_is_an_error() -> None:

@@ -15,7 +15,7 @@ from openk2.chat.messages import Completion, FinishReason, Message, TokenLogprob
 
 @dataclass(frozen=True)
 class ReasoningDelta:
-    """A piece of what the model thinks before it answers."""
+    """A piece of what the model thinks before it answers; endpoints elsewhere may think between pieces of text, too."""
 
     text: str
 
