@@ -194,7 +194,7 @@ def broken() -> Iterator[str]:
 
 @pytest.mark.parametrize("failure", EXPECTED)
 async def test_failures_of_upstreams_are_told_in_each_api(failure: str, broken: str) -> None:
-    timeout = 0.5 if failure == "says-nothing" else 60
+    timeout = 2.0 if failure == "says-nothing" else 60
     provider = before(
         "127.0.0.1:9" if failure == "is-not-there" else broken, model=failure, timeout=timeout, api_key="sk-1"
     )
