@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, TextDelta, collect, collect_async
+from openk2.chat.events import (
+    CallBegin,
+    CallDelta,
+    CallEnd,
+    ChatEvent,
+    Finished,
+    ReasoningDelta,
+    TextDelta,
+    collect,
+    collect_async,
+)
 from openk2.chat.messages import Completion, Message, ToolCall
 from openk2.chat.provider import ChatRequest
 from openk2.client import RemoteProvider
