@@ -71,6 +71,14 @@ def run_scripted_agent() -> None:
     assert provider.requests[1].messages[-1].content == "42", "the result never came back"
 
 
+def build_gateway() -> None:
+    from openk2 import ScriptedProvider
+    from openk2.client.gateway import Gateway, Router, Upstream
+    from openk2.server.app import create_app
+
+    create_app(Gateway(Router([Upstream("http://127.0.0.1:9/v1", ScriptedProvider([]))])))
+
+
 def check_verbs() -> None:
     from openk2.cli.main import available_verbs
 
@@ -101,6 +109,7 @@ def main() -> None:
     check_verbs()
     import_base_rooms()
     run_scripted_agent()
+    build_gateway()
     check_missing_torch_is_one_line()
     assert not HIDDEN & set(sys.modules), "a package of the extra was imported"
     print("base verbs ok")

@@ -127,8 +127,8 @@ def open_gateway(options: GatewayOptions, say: Callable[[str], None]) -> Gateway
         )
         for target, remote in zip(options.targets, remotes, strict=True)
     ]
-    watch = HealthWatch(upstreams) if len(upstreams) > 1 else None
-    return Gateway(Router(upstreams, watch=watch), invalid_calls=options.invalid_calls, template=template)
+    router = Router(upstreams, watch=HealthWatch(upstreams))
+    return Gateway(router, invalid_calls=options.invalid_calls, template=template)
 
 
 def _first_reached(remotes: Sequence[RemoteProvider], say: Callable[[str], None]) -> RemoteProvider:
