@@ -174,13 +174,14 @@ class Soak:
 
         async def client(number: int) -> None:
             draw = random.Random(seed * 1000 + number)
+            action = ACTIONS[number % len(ACTIONS)]  # so that every one comes, however short the run is
             while goes_on():
-                action = draw.choice(ACTIONS)
                 self.counts[action.__name__.strip("_")] += 1
                 try:
                     await action(self, draw)
                 except Exception as error:
                     self.faults.append(f"{action.__name__.strip('_')}: {type(error).__name__}: {error}")
+                action = draw.choice(ACTIONS)
 
         async with self._client() as self._http:
             await asyncio.gather(*(client(number) for number in range(clients)))
