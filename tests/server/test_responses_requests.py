@@ -73,7 +73,6 @@ WRONG: list[tuple[str, dict]] = [
     ("tools[0].name", {"tools": [tool("no spaces")]}),
     ("tools[1].name", {"tools": [tool(), tool()]}),
     ("tools[0].strict", {"tools": [tool(strict="yes")]}),
-    ("tools[0].parameters", {"tools": [tool(parameters={"type": "string"})]}),
     ("tool_choice", {"tool_choice": "required"}),
     ("tool_choice", {"tool_choice": "required", "tools": [{"type": "custom", "name": "apply_patch"}]}),
     ("tool_choice.name", {"tool_choice": {"type": "function", "name": "g"}, "tools": [tool()]}),
