@@ -267,7 +267,17 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"{", b"[]", b"3", b'{"messages": NaN}', b'{"a": "\xff"}', b"[" * 100_000, b"[" * 130 + b"]" * 130, b'{"x": 1e999}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b'{"messages": NaN}',
+        b'{"a": "\xff"}',
+        b"[" * 100_000,
+        b"[" * 130 + b"]" * 130,
+        b'{"x": 1e999}',
+    ],
     ids=["empty", "cut", "array", "number", "nan", "not utf-8", "deep", "too deep", "too large"],
 )
 def test_what_is_no_json_object_is_a_400(server, data):
