@@ -152,16 +152,18 @@ def test_no_room_is_a_cut_call(tokenizer: Tokenizer) -> None:
     assert parse_ids(tokenizer, ids, "length").message.tool_calls == ()
 
 
-def test_no_call_is_begun_after_another_that_can_never_be_closed(tokenizer: Tokenizer) -> None:
-    constraint = ToolConstraint.build(tokenizer, [tool("f", SCHEMAS["shapes"]), tool("ping", {})], REQUIRED, 0)
+@pytest.mark.parametrize("others", [[], [tool("f", SCHEMAS["shapes"])]])
+def test_no_call_is_begun_after_another_that_may_never_be_closed(tokenizer: Tokenizer, others: list[ToolSpec]) -> None:
+    constraint = ToolConstraint.build(tokenizer, [*others, tool("ping", {})], REQUIRED, 0)
     begin, end = (tokenizer.specials[marker.value] for marker in (Marker.CALL_BEGIN, Marker.SECTION_END))
     assert constraint is not None
     said = f"{Marker.SECTION_BEGIN.value}{Marker.CALL_BEGIN.value}functions.ping:0{Marker.ARGUMENT_BEGIN.value}{{}}"
     for token_id in tokenizer.encode_with_specials(said + Marker.CALL_END.value):
         constraint.accept(token_id)
     another = 3 + len(tokenizer.encode("functions.ping:1")) + len(tokenizer.encode("{}"))
-    assert constraint.closing_tokens(begin, another) == []
+    assert constraint.closing_tokens(begin, another) == ([end] if others else [])  # it could be a call of the other
     assert constraint.closing_tokens(begin, another - 1) == [end]
+    assert constraint.closing_tokens(begin, WATCHED_ROOM) == []
     assert constraint.closing_tokens(end, 1) == []
 
 

@@ -17,7 +17,7 @@ from openk2.tokenizer import Tokenizer
 
 FOLDER = Path(__file__).parents[3] / "shared" / "data" / "schema_cases" / "validator_cases"
 UNUSABLE = {"TestRangeConstraints/valid.jsonl:3": "a string of at least 999,999,999,999 characters"}
-LIMIT = 160
+LIMIT = 400
 """Tokens of an answer; what babbles on is closed within them."""
 
 

@@ -61,9 +61,11 @@ class Closer:
                 of_length.setdefault(len(text), token_id)
             if len(text) == 1:
                 single[text[0]] = token_id
+        self._openers = frozenset(token_id for *_, token_id in structure if _opens(tokenizer.token_bytes(token_id)))
         self._structure = _ids(token_id for *_, token_id in sorted(structure))
         by_closing = (token_id for *_, token_id in sorted(structure, key=lambda entry: entry[1:]))
         self._quoting = _ids(t for t in by_closing if tokenizer.token_bytes(t).startswith(b'"'))
+        self._scalars = _ids(single[byte] for byte in b"01tfn")
         self._inside = _ids(single[byte] for byte in _ONLY_IN_STRINGS)
         # Text, where a string may not end yet: words, the longest first; then what patterns ask for.
         signs = [byte for byte in range(33, 127) if not chr(byte).isalnum() and byte not in _STRUCTURE | {ord("\\")}]
@@ -110,17 +112,21 @@ class Closer:
     ) -> list[int]:
         """Tokens to go on with, the preferred one first."""
         in_string = len(_allowed(words, self._inside)) > 0
-        children = _allowed(words, self._quoting if in_string else self._structure).tolist()
+        structure = _allowed(words, self._quoting if in_string else self._structure).tolist()
+        openers = [token_id for token_id in structure if token_id in self._openers]  # last: nesting may have no end
+        children = [token_id for token_id in structure if token_id not in self._openers]
         allowed = np.unpackbits(words.view(np.uint8), bitorder="little")[: self._n_ranks].nonzero()[0]
         if len(allowed) <= _FEW:
             said = self._tokenizer.decode_bytes(path)
-            known = set(children)
+            known = set(structure)
             texts = {int(t): self._tokenizer.token_bytes(int(t)) for t in allowed if int(t) not in known}
             children += sorted(texts, key=lambda t: (not _leads_to(said + texts[t], required), -len(texts[t])))
-            return children[:_MOST_CHILDREN]
+            return [*children[: _MOST_CHILDREN - len(openers[:1])], *openers][:_MOST_CHILDREN]
+        if structure and not in_string:
+            return [*children, *_allowed(words, self._scalars).tolist(), *openers][:_MOST_CHILDREN]
         filling = _allowed(words, self._filling).tolist()[:_MOST_CHILDREN]
-        if children or not filling:
-            return (children + filling)[:_MOST_CHILDREN] if in_string else children[:_MOST_CHILDREN]
+        if structure or not filling:
+            return [*children, *openers, *filling][:_MOST_CHILDREN]
         # Text that may not end yet. Too short, or on a turn around a pattern's loop? Every other time something else.
         mask = words.tobytes()
         visits[mask] += 1
@@ -180,6 +186,10 @@ def _ids(ids: Iterator[int] | list[int]) -> Ids:
 
 def _allowed(words: NDArray[np.int32], ids: Ids) -> Ids:
     return ids[(words[ids >> 5] >> (ids & 31) & 1).astype(bool)]
+
+
+def _opens(text: bytes) -> bool:
+    return sum(text.count(byte) for byte in b"{[") > sum(text.count(byte) for byte in b"}]")
 
 
 def _leads_to(said: bytes, names: frozenset[bytes]) -> bool:

@@ -149,12 +149,14 @@ class ToolConstraint:
         return []
 
     def _another_fits(self, room: int) -> bool:
+        """Whether any of the tools could still be called: once a call is begun, the model chooses which."""
         index = self._plan.first_index + self._calls
-        return any(
-            3 + len(self._grammars.tokenizer.encode(call_id(name, index))) + shortest <= room  # 3: a call's markers
-            for name, matcher in self._plan.grammars.items()
-            if (shortest := self._grammars.shortest(matcher, required_names(self._plan.schemas[name]))) is not None
-        )
+        for name, matcher in self._plan.grammars.items():
+            shortest = self._grammars.shortest(matcher, required_names(self._plan.schemas[name]))
+            header = 3 + len(self._grammars.tokenizer.encode(call_id(name, index)))  # 3: a call's markers
+            if shortest is None or header + shortest > room:
+                return False
+        return True
 
     def _forced_step(self) -> list[int]:
         if self._matcher is None:

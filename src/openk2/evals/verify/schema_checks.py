@@ -26,12 +26,13 @@ class SchemaCase:
     schema: Any
 
 
-def generated_cases(n: int, seed: int) -> list[SchemaCase]:
-    """`n` seeded schemas of objects; case `i` is the same whatever their number."""
-    return [
-        SchemaCase("schemas", f"generated {seed}/{number}", arguments_schema(random.Random(f"schema/{seed}/{number}")))
-        for number in range(n)
-    ]
+def generated_cases(n: int, seed: int, *, wide: bool = False) -> list[SchemaCase]:
+    """`n` seeded schemas of objects; case `i` is the same whatever their number. wide: see `arguments_schema`."""
+
+    def schema(number: int) -> dict[str, Any]:
+        return arguments_schema(random.Random(f"schema/{seed}/{number}"), wide=wide)
+
+    return [SchemaCase("schemas", f"generated {seed}/{number}", schema(number)) for number in range(n)]
 
 
 def cases_in(folder: Path) -> list[SchemaCase]:
