@@ -24,7 +24,16 @@ def template() -> ChatTemplate:
 
 @pytest.fixture(scope="session")
 def tiny_config() -> ModelConfig:
-    return replace(preset("nano"), vocab_size=512, hidden_size=64, num_hidden_layers=3, intermediate_size=96)
+    return replace(
+        preset("nano"),
+        vocab_size=512,
+        hidden_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=96,
+        q_lora_rank=64,
+        kv_lora_rank=96,
+    )
 
 
 def numbered(seed: int, stage: int) -> Iterator[Conversation]:

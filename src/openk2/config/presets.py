@@ -113,13 +113,13 @@ def nano() -> ModelConfig:
     """k2-nano, the embedded model: the architecture of K2 with top-8 of 32 narrow experts."""
     return ModelConfig(
         vocab_size=2048,
-        hidden_size=128,
+        hidden_size=192,
         intermediate_size=384,
         moe_intermediate_size=32,
         num_hidden_layers=6,
-        num_attention_heads=4,
-        q_lora_rank=64,
-        kv_lora_rank=96,
+        num_attention_heads=8,
+        q_lora_rank=96,
+        kv_lora_rank=128,
         qk_nope_head_dim=32,
         qk_rope_head_dim=16,
         v_head_dim=32,
