@@ -42,9 +42,9 @@ def test_every_case_but_the_odd_one_is_called_validly(tokenizer: Tokenizer, case
         calls = parse_ids(tokenizer, ids, "length" if reason == "length" else "stop").message.tool_calls
         if not calls:
             cut.append(case.name)
-        validator = jsonschema_rs.Draft202012Validator(
-            {key: value for key, value in case.schema.items() if key != "$schema"}, validate_formats=True
-        )
+        # One case has a title in the place of its `$id`, which no URI parser takes; nothing refers to it.
+        judged = {key: value for key, value in case.schema.items() if key not in ("$schema", "$id")}
+        validator = jsonschema_rs.Draft202012Validator(judged, validate_formats=True)
         invalid += [(case.name, call.arguments) for call in calls if not validator.is_valid(value_of(call.arguments))]
     assert len(cases) == 212
     assert invalid == []

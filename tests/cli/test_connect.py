@@ -232,7 +232,7 @@ def test_codex_keeps_its_other_providers(home: Path) -> None:
     connect("codex", "--write", "--model", "kimi-k2")
     now = tomllib.loads(file.read_text())
     assert now["model_provider"] == "openk2" and now["model"] == "kimi-k2"
-    assert now["model_providers"]["box"] == {"name": "box"} and now["projects"]["/x"] == {"trust": 1}
+    assert now["model_providers"]["box"] == {"name": "box"} and now["projects"]["/x"] == {"trust_level": "trusted"}
     assert now["model_providers"]["openk2"]["base_url"] == "http://127.0.0.1:8000/v1"
     assert "# mine" in file.read_text()
     connect("codex", "--undo")

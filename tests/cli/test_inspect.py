@@ -65,12 +65,12 @@ def test_the_table(folder: Path) -> None:
 def test_every_tensor_on_request(folder: Path) -> None:
     name = "model.layers.1.mlp.experts.31.down_proj.weight"
     lines = runner.invoke(app, ["inspect", str(folder), "--tensors"]).output.splitlines()
-    assert f"{name}  128x32  BF16  model.safetensors" in lines
+    assert f"{name}  192x32  BF16  model.safetensors" in lines
     for model, dtype, file in ((str(folder), "BF16", "model.safetensors"), ("nano", None, None)):
         result = runner.invoke(app, ["inspect", model, "--tensors", "--json"])
         report = json.loads(result.output)
         assert len(report["tensor_list"]) == report["tensors"]
-        assert {"name": name, "shape": [128, 32], "dtype": dtype, "file": file} in report["tensor_list"]
+        assert {"name": name, "shape": [192, 32], "dtype": dtype, "file": file} in report["tensor_list"]
 
 
 def test_missing_folder(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from openk2.chat.scripted import ScriptedProvider
 from openk2.config import SamplingParams
 from openk2.errors import ProviderError, RequestError
 from openk2.server.openai.completions import CompletionRequest, read_completion
+from openk2.server.openai.logprobs import TextLogprobs
 from openk2.tokenizer import save_ranks
 
 from .conftest import HTTP, RunningServer, Serve, running
@@ -194,7 +195,9 @@ def test_a_model_continues_text_and_ids_alike(server: RunningServer) -> None:
         "the weather"
     )
     assert (logprobs.token_logprobs[0], logprobs.top_logprobs[0]) == (None, None)
-    assert all(value <= 0 for value in logprobs.token_logprobs[1:]) and len(logprobs.top_logprobs[1]) >= 2
+    assert all(value <= 0 for value in logprobs.token_logprobs[1:]) and all(
+        1 <= len(top) <= 3 for top in logprobs.top_logprobs[1:]
+    )
     echoed = server.client.completions.create(prompt=[ids, "x"], echo=True, **body)
     assert echoed.choices[0].text == "the weather" + text.choices[0].text and echoed.choices[1].text[0] == "x"
 
@@ -203,3 +206,11 @@ def test_prompts_that_the_model_cannot_have(server: RunningServer) -> None:
     for prompt, code in ([10**6], None), ([5] * 128, "context_length_exceeded"):
         response = HTTP.post(f"{server.url}/v1/completions", json={"prompt": prompt, "echo": True})
         assert response.status_code == 400 and response.json()["error"]["code"] == code
+
+
+def test_tokens_without_a_text_share_one_entry_that_of_the_likeliest() -> None:
+    told_of = ((b"a", -0.1), (b"", -2.0), (b"", -3.0), (b"\xe2", -4.0))
+    top = tuple(TokenLogprob(text, logprob) for text, logprob in told_of)
+    told = TextLogprobs().next([TokenLogprob(b"a", -0.1, top)])
+    assert told is not None
+    assert told["top_logprobs"] == [{"a": -0.1, "": -2.0, "bytes:\\xe2": -4.0}]

@@ -55,11 +55,17 @@ class TextLogprobs:
         return {
             "tokens": [_key(token) for token in tokens],
             "token_logprobs": [token.logprob for token in tokens],
-            "top_logprobs": [
-                None if token.logprob is None else {_key(top): top.logprob for top in token.top} for token in tokens
-            ],
+            "top_logprobs": [None if token.logprob is None else _by_text(token.top) for token in tokens],
             "text_offset": offsets,
         }
+
+
+def _by_text(tokens: Sequence[TokenLogprob]) -> dict[str, float | None]:
+    """Tokens, the most likely first; control tokens have no text, so of those only the most likely is told."""
+    told: dict[str, float | None] = {}
+    for token in tokens:
+        told.setdefault(_key(token), token.logprob)
+    return told
 
 
 def _key(token: TokenLogprob) -> str:
