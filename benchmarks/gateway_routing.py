@@ -18,11 +18,7 @@ import contextlib
 import json
 import random
 import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +28,7 @@ import httpx2
 from openk2.chat.events import ChatEvent, Finished, TextDelta
 from openk2.chat.messages import Usage
 from openk2.chat.provider import ChatRequest
+from server_process import server_process
 
 BLOCK_WORDS = 16
 ANSWER = [f"word{n} " for n in range(24)]
@@ -72,30 +69,6 @@ class Tally:
     @property
     def cached_share(self) -> float:
         return self.cached_tokens / max(1, self.prompt_tokens)
-
-
-@contextlib.contextmanager
-def process(arguments: list[str]) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    """URL and process of a server that takes `--port`, once it is healthy."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen(
-        [sys.executable, *arguments, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(3000):
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{url}/health").status_code == 200:
-                    break
-            if server.poll() is not None:
-                raise SystemExit(f"{' '.join(arguments)} ended with {server.returncode}")
-            time.sleep(0.2)
-        yield url, server
-    finally:
-        server.kill()
-        server.wait()
 
 
 async def ask(client: httpx2.AsyncClient, messages: list[dict[str, str]], max_tokens: int, tally: Tally) -> str | None:
@@ -149,9 +122,9 @@ def measure(count: int, arguments: argparse.Namespace, *, kills: bool = False) -
     """A run over `count` fresh upstreams."""
     upstream = ["-m", "openk2", "serve", arguments.model] if arguments.model else [__file__, "--serve-simulated"]
     with contextlib.ExitStack() as stack:
-        upstreams = [stack.enter_context(process(upstream)) for _ in range(count)]
+        upstreams = [stack.enter_context(server_process(upstream)) for _ in range(count)]
         addresses = [part for url, _ in upstreams for part in ("--upstream", url)]
-        url, _ = stack.enter_context(process(["-m", "openk2", "serve", *addresses]))
+        url, _ = stack.enter_context(server_process(["-m", "openk2", "serve", *addresses]))
         enough = KILLED_AFTER * arguments.sessions * arguments.turns
 
         def on_answer(tally: Tally) -> None:

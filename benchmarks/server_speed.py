@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import socket
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from openk2.chat.messages import Message
 from openk2.chat.provider import ChatRequest
 from openk2.checkpoint import random_model, save_model
 from openk2.config import SamplingParams
+from server_process import server_process
 
 QUESTIONS = ("Hello, who are you?", "What can you do?", "Tell me about yourself.", "Thanks a lot!")
 Answer = tuple[float, float, int]
@@ -42,25 +42,9 @@ Answer = tuple[float, float, int]
 @contextlib.contextmanager
 def serving(model: str, tokenizer: str | None) -> Iterator[str]:
     """Base URL of `openk2 serve MODEL`, once it is healthy."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "openk2", "serve", model, "--port", str(port)]
-    command += ["--tokenizer", tokenizer] if tokenizer else []
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    base = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{base}/health").status_code == 200:
-                    break
-            if process.poll() is not None:
-                raise SystemExit(f"the server of {model} ended with {process.returncode}")
-            time.sleep(0.2)
-        yield base
-    finally:
-        process.terminate()
-        process.wait()
+    arguments = ["-m", "openk2", "serve", model, *(["--tokenizer", tokenizer] if tokenizer else [])]
+    with server_process(arguments) as (url, _):
+        yield url
 
 
 async def ask_server(client: httpx2.AsyncClient, model: str, question: str, max_tokens: int) -> Answer:

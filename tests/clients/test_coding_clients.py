@@ -44,14 +44,18 @@ def answer(request: ChatRequest) -> ScriptedTurn | str:
     return "a title"
 
 
-def connect(monkeypatch: pytest.MonkeyPatch, home: Path, client: str, server: RunningServer) -> None:
-    """What a user does: `openk2 connect CLIENT --write`, in a home of its own."""
+def connect(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: str, server: RunningServer) -> Path:
+    """What a user does: `openk2 connect CLIENT --write`, in a home of its own; the folder to work in."""
+    home, folder = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    folder.mkdir()
     for name in [n for n in os.environ if n.startswith(("ANTHROPIC", "CLAUDE", "OPENAI", "CODEX"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC", "1")
     arguments = ["connect", client, "--url", server.url, "--model", "scripted", "--write"]
     assert CliRunner().invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    return folder
 
 
 def run(folder: Path, *command: str) -> str:
@@ -73,10 +77,7 @@ def check(provider: ScriptedProvider, folder: Path) -> None:
 @needs("claude")
 def test_claude_code(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = ScriptedProvider(answer)
-    home, folder = tmp_path / "home", tmp_path / "work"
-    home.mkdir()
-    folder.mkdir()
-    connect(monkeypatch, home, "claude-code", serve(provider))
+    folder = connect(monkeypatch, tmp_path, "claude-code", serve(provider))
     program = str(PROGRAMS / "claude")
     said = json.loads(run(folder, program, "-p", TASK, "--allowedTools", "Bash", "--output-format", "json"))
     assert said["result"] == REPORT and not said["is_error"]
@@ -86,10 +87,7 @@ def test_claude_code(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @needs("codex")
 def test_codex(serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     provider = ScriptedProvider(answer)
-    home, folder = tmp_path / "home", tmp_path / "work"
-    home.mkdir()
-    folder.mkdir()
-    connect(monkeypatch, home, "codex", serve(provider))
+    folder = connect(monkeypatch, tmp_path, "codex", serve(provider))
     options = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", "--json")
     events = [json.loads(line) for line in run(folder, str(PROGRAMS / "codex"), "exec", *options, TASK).splitlines()]
     said = [event["item"]["text"] for event in events if event.get("item", {}).get("type") == "agent_message"]

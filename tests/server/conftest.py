@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,13 +11,12 @@ from pathlib import Path
 import httpx2 as httpx
 import openai
 import pytest
-import uvicorn
+from tests.support.loopback import on_loopback
 
 from openk2 import assets
 from openk2.chat.provider import ChatProvider
 from openk2.server.app import create_app
 from openk2.server.model_slot import ModelSlot
-from openk2.server.run import open_socket
 from openk2.server.settings import ServerSettings
 
 HTTP = httpx.Client(verify=False, timeout=120)
@@ -36,16 +34,8 @@ class RunningServer:
 
 @contextmanager
 def running(provider: ChatProvider | ModelSlot, settings: ServerSettings | None = None) -> Iterator[RunningServer]:
-    listener = open_socket("127.0.0.1", 0)
-    app = create_app(provider, settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield RunningServer(f"http://127.0.0.1:{listener.getsockname()[1]}")
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
+    with on_loopback(create_app(provider, settings)) as url:
+        yield RunningServer(url)
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,11 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import httpx2 as httpx
 import pytest
-import uvicorn
+from tests.support.loopback import on_loopback
 from tests.support.vocabularies import synthetic_ranks
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta
@@ -25,7 +24,6 @@ from openk2.client.gateway.completions import CompletionsProvider
 from openk2.client.gateway.health import HealthWatch, would_answer
 from openk2.config.sampling import SamplingParams
 from openk2.server.app import create_app
-from openk2.server.run import open_socket
 from openk2.tokenizer import Tokenizer
 
 from .conftest import HTTP, Serve, eventually, running
@@ -173,22 +171,9 @@ async def broken_upstream(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    listener = open_socket("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=10)
-
-
 @pytest.fixture(scope="module")
 def broken() -> Iterator[str]:
-    with serving(broken_upstream) as url:
+    with on_loopback(broken_upstream) as url:
         yield url
 
 

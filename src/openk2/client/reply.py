@@ -15,8 +15,8 @@ from typing import Any
 
 from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.ids import call_id
-from openk2.chat.messages import FinishReason, TokenLogprob, Usage
-from openk2.client.failures import stream_error
+from openk2.chat.messages import FinishReason, TokenLogprob
+from openk2.client.envelope import Envelope
 from openk2.errors import ProviderError
 
 
@@ -53,30 +53,20 @@ class ReplyReader:
             stop: The request's stop strings; an endpoint may name the one that ended the answer.
         """
         self._first_index = first_index
-        self._stop = stop
-        self._stop_string: str | None = None
+        self._envelope = Envelope("chat completion", stop)
         self._calls: list[_Call] = []
         self._done = 0
         """Calls handed out completely; `_calls[_done]` is the one that streams."""
-        self._reason: str | None = None
-        self._usage = Usage()
 
     @property
     def finish_reason_seen(self) -> bool:
-        return self._reason is not None
+        return self._envelope.reason is not None
 
     def feed(self, chunk: Any) -> Iterator[ChatEvent]:
         """Events of one chunk, or of a whole completion. Raises ProviderError for an error object."""
-        if not isinstance(chunk, dict):
-            raise ProviderError("the endpoint sent something that is no chat completion")
-        if chunk.get("error"):
-            raise stream_error(chunk["error"])
-        if isinstance(usage := chunk.get("usage"), dict):
-            self._usage = read_usage(usage)
-        choices = chunk.get("choices") or []
-        if not choices or choices[0].get("index"):  # only the first choice was asked for
+        choice = self._envelope.choice_of(chunk)
+        if choice is None:
             return
-        choice = choices[0]
         delta = choice.get("delta") or choice.get("message") or {}
         for name in ("reasoning_content", "reasoning"):  # servers that send both send the same
             if isinstance(thought := delta.get(name), str) and thought:
@@ -86,18 +76,12 @@ class ReplyReader:
             yield TextDelta(text, _logprobs(choice.get("logprobs")))
         for part in delta.get("tool_calls") or []:
             self._add(part)
-        if choice.get("finish_reason"):
-            self._reason = choice["finish_reason"]
-            self._stop_string = stop_string_of(choice, self._stop)
         yield from self._ready()
 
     def finish(self, *, done_seen: bool) -> Iterator[ChatEvent]:
         """Events at the end of the stream. Raises ProviderError when the answer is not whole."""
-        if self._reason is None and not done_seen:
-            raise ProviderError("the connection ended before the answer was complete")
-        if self._reason == "content_filter":
-            raise ProviderError("the endpoint's content filter stopped the answer")
-        cut = self._reason == "length"
+        self._envelope.check_end(done_seen=done_seen)
+        cut = self._envelope.reason == "length"
         while self._done < len(self._calls):
             call = self._calls[self._done]
             if not call.name:
@@ -111,7 +95,7 @@ class ReplyReader:
             yield CallEnd(self._done)
             self._done += 1
         reason: FinishReason = "length" if cut else "tool_calls" if self._calls else "stop"
-        yield Finished(reason, self._usage, self._stop_string)
+        yield Finished(reason, self._envelope.usage, self._envelope.stop_string)
 
     def _add(self, part: Mapping[str, Any]) -> None:
         function = part.get("function") or {}
@@ -172,20 +156,3 @@ def _token(token: Mapping[str, Any]) -> TokenLogprob:
     given = token.get("bytes")
     text = token["token"].encode("utf-8", "replace") if given is None else bytes(given)
     return TokenLogprob(text, token["logprob"], tuple(_token(top) for top in token.get("top_logprobs") or []))
-
-
-def stop_string_of(choice: Mapping[str, Any], stop: Sequence[str]) -> str | None:
-    """The one of the request's stop strings that ended the answer, where the engine names it, as vLLM and SGLang do."""
-    named = choice.get("stop_reason") or choice.get("matched_stop")
-    return named if isinstance(named, str) and named in stop else None
-
-
-def read_usage(usage: Mapping[str, Any]) -> Usage:
-    """Of the wire format's `usage`."""
-    details = usage.get("prompt_tokens_details") or {}
-    return Usage(
-        prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
-        cached_tokens=details.get("cached_tokens") or usage.get("cached_tokens") or 0,
-        reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
-    )

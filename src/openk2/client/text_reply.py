@@ -6,10 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta
-from openk2.chat.messages import TokenLogprob, Usage
-from openk2.client.failures import stream_error
-from openk2.client.reply import read_usage, stop_string_of
-from openk2.errors import ProviderError
+from openk2.chat.messages import TokenLogprob
+from openk2.client.envelope import Envelope
 
 
 class TextReplyReader:
@@ -17,40 +15,23 @@ class TextReplyReader:
 
     def __init__(self, stop: Sequence[str] = ()) -> None:
         """`stop`: the request's stop strings; an endpoint may name the one that ended the answer."""
-        self._stop = stop
-        self._reason: str | None = None
-        self._stop_string: str | None = None
-        self._usage = Usage()
+        self._envelope = Envelope("completion", stop)
 
     @property
     def finish_reason_seen(self) -> bool:
-        return self._reason is not None
+        return self._envelope.reason is not None
 
     def feed(self, chunk: Any) -> Iterator[ChatEvent]:
         """Events of one chunk, or of a whole completion. Raises ProviderError for an error object."""
-        if not isinstance(chunk, dict):
-            raise ProviderError("the endpoint sent something that is no completion")
-        if chunk.get("error"):
-            raise stream_error(chunk["error"])
-        if isinstance(usage := chunk.get("usage"), dict):
-            self._usage = read_usage(usage)
-        choices = chunk.get("choices") or []
-        if not choices or choices[0].get("index"):  # only the first choice was asked for
-            return
-        choice = choices[0]
-        if isinstance(text := choice.get("text"), str) and text:
+        choice = self._envelope.choice_of(chunk)
+        if choice is not None and isinstance(text := choice.get("text"), str) and text:
             yield TextDelta(text, _logprobs(choice.get("logprobs")))
-        if choice.get("finish_reason"):
-            self._reason = choice["finish_reason"]
-            self._stop_string = stop_string_of(choice, self._stop)
 
     def finish(self, *, done_seen: bool) -> Iterator[ChatEvent]:
         """Events at the end of the stream. Raises ProviderError when the answer is not whole."""
-        if self._reason is None and not done_seen:
-            raise ProviderError("the connection ended before the answer was complete")
-        if self._reason == "content_filter":
-            raise ProviderError("the endpoint's content filter stopped the answer")
-        yield Finished("length" if self._reason == "length" else "stop", self._usage, self._stop_string)
+        envelope = self._envelope
+        envelope.check_end(done_seen=done_seen)
+        yield Finished("length" if envelope.reason == "length" else "stop", envelope.usage, envelope.stop_string)
 
 
 def _logprobs(logprobs: Mapping[str, Any] | None) -> tuple[TokenLogprob, ...]:
