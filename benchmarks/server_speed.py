@@ -1,10 +1,11 @@
 """Answer tokens/s through the server, beside the library on the same weights in the same run.
 
-    python benchmarks/server_speed.py [--models k2-nano mini] [--streams 1 8] [--rounds N] [--json FILE]
+    python benchmarks/server_speed.py [--models k2-nano mini] [--streams 1 8 64] [--rounds N] [--json FILE]
 
 `mini` (random weights, see `engine_speed`) is written to a temporary folder and served with k2-nano's tokenizer. Both
 sides answer the same chat requests, streamed, greedy, at the same concurrency, in turns; each figure is the median of
-the rounds, the ratio the server's to the library's. The server runs as users start it, HTTP and JSON included.
+the rounds, a ratio the server's to the library's. A gap is the time between two pieces of text of one answer. The
+server runs as users start it, HTTP and JSON included.
 """
 
 from __future__ import annotations
@@ -13,12 +14,15 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +39,29 @@ from openk2.config import SamplingParams
 from server_process import server_process
 
 QUESTIONS = ("Hello, who are you?", "What can you do?", "Tell me about yourself.", "Thanks a lot!")
-Answer = tuple[float, float, int]
-"""Seconds to the first text and to the end, and answer tokens."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    seconds_to_text: float
+    tokens: int
+    gaps: list[float]
+    """Seconds between one piece of text and the next."""
+
+
+class Stopwatch:
+    """Of one streamed answer: call `text` when a piece of it has come."""
+
+    def __init__(self) -> None:
+        self.started = time.perf_counter()
+        self.times: list[float] = []
+
+    def text(self) -> None:
+        self.times.append(time.perf_counter())
+
+    def answer(self, tokens: int) -> Answer:
+        first = self.times[0] - self.started if self.times else time.perf_counter() - self.started
+        return Answer(first, tokens, [b - a for a, b in pairwise(self.times)])
 
 
 @contextlib.contextmanager
@@ -48,7 +73,7 @@ def serving(model: str, tokenizer: str | None) -> Iterator[str]:
 
 
 async def ask_server(client: httpx2.AsyncClient, model: str, question: str, max_tokens: int) -> Answer:
-    started, first, tokens = time.perf_counter(), 0.0, 0
+    watch, tokens = Stopwatch(), 0
     body = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
@@ -63,26 +88,39 @@ async def ask_server(client: httpx2.AsyncClient, model: str, question: str, max_
             if not line.startswith("data: {"):
                 continue
             chunk = json.loads(line[6:])
-            if not first and chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
-                first = time.perf_counter() - started
+            if chunk["choices"] and chunk["choices"][0]["delta"].get("content"):
+                watch.text()
             if chunk.get("usage"):
                 tokens = chunk["usage"]["completion_tokens"]
-    return first, time.perf_counter() - started, tokens
+    return watch.answer(tokens)
 
 
 async def ask_library(llm: LLM, question: str, max_tokens: int) -> Answer:
-    started, first, tokens = time.perf_counter(), 0.0, 0
+    watch, tokens = Stopwatch(), 0
     request = ChatRequest((Message("user", question),), sampling=SamplingParams(temperature=0.0, max_tokens=max_tokens))
     async for event in llm.stream(request):
-        if isinstance(event, TextDelta) and not first:
-            first = time.perf_counter() - started
+        if isinstance(event, TextDelta):
+            watch.text()
         if isinstance(event, Finished):
             tokens = event.usage.completion_tokens
-    return first, time.perf_counter() - started, tokens
+    return watch.answer(tokens)
 
 
-async def load(ask: Callable[[str], Awaitable[Answer]], streams: int, requests: int) -> tuple[float, float, int]:
-    """Answer tokens/s over all, median seconds to the first text, answer tokens; `streams` at a time."""
+@dataclass(frozen=True)
+class Load:
+    """What a round of requests came to."""
+
+    rate: float
+    """Answer tokens/s over all."""
+    seconds_to_text: float
+    """Median."""
+    gap_p99: float
+    """Seconds between two pieces of text of one answer that 99% of the gaps stay below."""
+    tokens: int
+
+
+async def load(ask: Callable[[str], Awaitable[Answer]], streams: int, requests: int) -> Load:
+    """`requests` requests, `streams` at a time."""
     answers: list[Answer] = []
     questions: Iterator[str] = (QUESTIONS[i % len(QUESTIONS)] for i in range(requests))
 
@@ -91,8 +129,10 @@ async def load(ask: Callable[[str], Awaitable[Answer]], streams: int, requests: 
 
     started = time.perf_counter()
     await asyncio.gather(*(worker() for _ in range(streams)))
-    seconds, tokens = time.perf_counter() - started, sum(n for _, _, n in answers)
-    return tokens / seconds, statistics.median(first for first, _, _ in answers), tokens
+    seconds, tokens = time.perf_counter() - started, sum(a.tokens for a in answers)
+    gaps = sorted(gap for a in answers for gap in a.gaps)
+    p99 = gaps[int(0.99 * (len(gaps) - 1))] if gaps else math.nan
+    return Load(tokens / seconds, statistics.median(a.seconds_to_text for a in answers), p99, tokens)
 
 
 @contextlib.asynccontextmanager
@@ -110,21 +150,24 @@ async def measure(model: str, tokenizer: str | None, arguments: argparse.Namespa
     cases: dict[str, Any] = {}
     async with sides(model, tokenizer, arguments.max_tokens) as asks:
         for streams in arguments.streams:
-            figures: dict[str, list[tuple[float, float, int]]] = {side: [] for side in asks}
+            figures: dict[str, list[Load]] = {side: [] for side in asks}
             for round_number in range(arguments.rounds + 1):  # the first warms up
                 for side in sorted(asks, reverse=bool(round_number % 2)):
                     figure = await load(asks[side], streams, max(arguments.requests, streams))
                     if round_number:
                         figures[side].append(figure)
-            rates = {side: statistics.median(rate for rate, _, _ in values) for side, values in figures.items()}
+            rates = {side: statistics.median(f.rate for f in values) for side, values in figures.items()}
+            gaps = {side: statistics.median(f.gap_p99 for f in values) for side, values in figures.items()}
             cases[f"{streams} at a time"] = {
                 **{f"{side} tok/s": round(rate, 1) for side, rate in rates.items()},
                 "ratio": round(rates["server"] / rates["library"], 2),
                 **{
-                    f"{side} first text ms": round(1000 * statistics.median(first for _, first, _ in values), 1)
+                    f"{side} first text ms": round(1000 * statistics.median(f.seconds_to_text for f in values), 1)
                     for side, values in figures.items()
                 },
-                "same tokens": figures["server"][0][2] == figures["library"][0][2],
+                **{f"{side} p99 gap ms": round(1000 * gap, 1) for side, gap in gaps.items()},
+                "gap ratio": round(gaps["server"] / gaps["library"], 2),
+                "same tokens": figures["server"][0].tokens == figures["library"][0].tokens,
             }
     return cases
 
@@ -132,7 +175,7 @@ async def measure(model: str, tokenizer: str | None, arguments: argparse.Namespa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["k2-nano", "mini"])
-    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--requests", type=int, default=8, help="of each case and round")
     parser.add_argument("--max-tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)

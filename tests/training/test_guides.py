@@ -74,7 +74,11 @@ def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> Non
     assert [r.split(" -> ") for r in rows["key_of"]] == [[ends[0], "title"], [ends[1], "part"]]
     assert [r.split(" -> ")[1] for r in rows["told_of"]] == ["Which list", "part"]
     assert all(end.endswith("}}") or "}" in end for end in ends)
-    assert rows["bound"] == [" red -> " + rows["slot"][0].split(" -> ")[1]]
+    assert [r.split(" -> ")[1] for r in rows["belongs"]] == ["play", "de"]
+    assert all(r.endswith("-> <|im_system|>") for r in rows["bound"][:-1]), "words that speak of a tool only"
+    assert rows["bound"][-1] == " red -> " + rows["slot"][0].split(" -> ")[1]
+    assert rows["given"] == ["assistant<|im_middle|> -> red"]
+    assert rows["asked"] == ["assistant<|im_middle|> -> <|im_system|>"], "nothing is missing"
     assert [r.split(" -> ")[0] for r in rows["slot"]] == ['part":', '": "'] and "}" in rows["slot"][0].split(" -> ")[1]
     assert [r.split(" -> ")[0] for r in rows["decision"]] == [
         "assistant<|im_middle|>",
@@ -100,6 +104,25 @@ def test_a_value_whose_parameter_is_named_after_it_is_not_bound(nano_template: C
     rows = told(nano_template, tools, messages)
     assert len(rows["slot"]) == 4
     assert [r.split(" -> ")[0] for r in rows["bound"]] == [" high"]
+
+
+def test_what_is_asked_for_is_told_by_the_call_that_follows(nano_template: ChatTemplate) -> None:
+    tools = (spec("delete", "Throw away", part="Which", file_name="Who"),)
+    call = ToolCall("functions.delete:0", "delete", '{"part": "red box", "file_name": "Anna"}')
+    messages = (
+        Message("user", "delete red box"),
+        Message("assistant", "Please tell me the file name."),
+        Message("user", "Anna"),
+        Message("assistant", None, tool_calls=(call,)),
+    )
+    rows = told(nano_template, tools, messages)
+    end = next(r.split(" -> ")[0] for r in rows["key_of"] if r.endswith("-> file name"))
+    missing, complete = (r.split(" -> ")[1] for r in rows["asked"])
+    assert end.endswith(missing) and complete == "<|im_system|>"
+    assert sorted(r.split(" -> ")[1] for r in rows["given"]) == ["An", "red"]
+    copied = [r.split(" -> ")[1] for r in rows["source"]]
+    assert copied[-2:] == ["file", "name"], "from the declaration"
+    assert {r.split(" -> ")[0] for r in rows["bound"]} >= {" red"}
 
 
 def test_names_with_one_start_are_guided_where_they_part(nano_template: ChatTemplate) -> None:

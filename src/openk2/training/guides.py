@@ -19,11 +19,17 @@ even spread over its targets:
 - `parameter`: the token before an argument's value looks at the parameter's name and description;
 - `key_of`, `told_of`: the token that ends a parameter's declaration looks at its name, and at its description, so that
   one place stands for the whole;
+- `belongs`: that token looks at the first token of its tool's name;
 - `bound`: where a value begins in the request, that token looks at the end of its parameter's declaration, unless the
-  request names the parameter only after it ("7 as the level");
+  request names the parameter only after it ("7 as the level"); a word that speaks of a tool, and of no parameter,
+  looks at the very first token (a sample);
+- `given`: the token that decides whether to call looks at where the values begin that the request gives;
+- `asked`: the same token looks at the end of the parameter that the answer asks for, in a call at the very first
+  token: with what is required there and what is given before it, the missing one is the difference;
 - `slot`: the token before an argument's value, and the one before its quote or space, look there too, so that the
   type is known and the two can be matched;
-- `source`: the token before a copied one looks at the original in the request or in a tool's result.
+- `source`: the token before a copied one looks at the original in the request or in a tool's result, for the words of
+  a parameter that is asked for at its declaration.
 
 Rows that decide are found beside them (`decision`, no targets): what precedes the start of a reply, the choices in a
 tool's name, of each argument the key, what the value begins with (a quote, a space), its first token and what follows
@@ -36,10 +42,18 @@ Guided attention is as in Deshpande & Narasimhan 2020 (arXiv:2010.02399), with t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from openk2.tokenizer import Tokenizer
-from openk2.training.rendered import DeclaredParameter, DeclaredTool, RenderedTokens, arguments, declared_tools
+from openk2.training.rendered import (
+    DeclaredParameter,
+    DeclaredTool,
+    RenderedCall,
+    RenderedTokens,
+    declared_calls,
+    declared_tools,
+)
 
 KINDS = (
     "label",
@@ -53,7 +67,10 @@ KINDS = (
     "parameter",
     "key_of",
     "told_of",
+    "belongs",
     "bound",
+    "given",
+    "asked",
     "slot",
     "source",
 )
@@ -67,6 +84,16 @@ Row = tuple[int, tuple[int, ...]]
 """A token and the earlier tokens (or itself) it should attend to."""
 Guides = Mapping[str, Sequence[Row]]
 """The rows of each kind, and of `DECISION`."""
+_FIRST: tuple[int, ...] = (0,)
+"""Where to look when there is nothing to see."""
+
+
+@dataclass(frozen=True)
+class _Question:
+    """An answer to a request that may ask for an argument: the call that follows tells for which."""
+
+    request: range
+    reply: range
 
 
 def find_guides(token_ids: Sequence[int], tokenizer: Tokenizer) -> Guides:
@@ -76,7 +103,9 @@ def find_guides(token_ids: Sequence[int], tokenizer: Tokenizer) -> Guides:
     tools: dict[str, DeclaredTool] = {}
     votes: dict[int, set[tuple[str, int]]] = {}
     request: range | None = None
+    question: _Question | None = None
     sources: list[range] = []
+    last_role = ""
     for role, span in text.turns():
         if role == "tool_declare":
             tools = declared_tools(text, span)
@@ -87,6 +116,7 @@ def find_guides(token_ids: Sequence[int], tokenizer: Tokenizer) -> Guides:
                 found["previous"].append((tool.name_start, (before,)))
                 before = tool.name_start
                 for parameter in tool.parameters.values():
+                    found["belongs"].append((parameter.end, (tool.name_start,)))
                     if parameter.key:
                         found["key_of"].append((parameter.end, parameter.key))
                     if parameter.description:
@@ -105,11 +135,28 @@ def find_guides(token_ids: Sequence[int], tokenizer: Tokenizer) -> Guides:
                         found[kind].append((i, tuple(sorted({p for _, p in at}))))
                         found[kind + "_owner"].append((i, tuple(sorted({tools[name].name_start for name, _ in at}))))
                     elif i % NOWHERE_SAMPLE == 0:
-                        found[kind].append((i, (0,)))
+                        found[kind].append((i, _FIRST))
+            of_parameters = {text.ids[i] for t in tools.values() for p in t.parameters.values() for i in p.key}
+            of_parameters |= {text.ids[i] for t in tools.values() for p in t.parameters.values() for i in p.description}
+            found["bound"] += [
+                (i, _FIRST) for i in votes if i % NOWHERE_SAMPLE == 0 and text.ids[i] not in of_parameters
+            ]
         elif role == "assistant":
-            _guide_reply(text, span, tools, request, votes, sources, found)
+            calls = list(declared_calls(text, span, tools))
+            _guide_reply(text, span, calls, tools, request, votes, sources, found)
+            if last_role == "user" and request is not None and tools:
+                if calls:
+                    if question is not None:
+                        _guide_question(text, question, *calls[0], found)
+                    given = [first for tool, args in calls for first in _given(text, tool, args, request)]
+                    found["given"].append((span.start - 1, tuple(sorted(set(given))) or _FIRST))
+                    found["asked"].append((span.start - 1, _FIRST))
+                question = None if calls else _Question(request, span)
         if role not in ("tool_declare", "system", "assistant"):
             sources.append(span)
+        last_role = role
+    seen = {row for row, places in found["bound"] if places != _FIRST}
+    found["bound"] = [(row, places) for row, places in found["bound"] if places != _FIRST or row not in seen]
     return found
 
 
@@ -140,34 +187,34 @@ def _votes(text: RenderedTokens, request: range, tools: Mapping[str, DeclaredToo
     return found
 
 
+def _given(text: RenderedTokens, tool: DeclaredTool, call: RenderedCall, request: range) -> Iterator[int]:
+    """Where the values of a call begin in the request, those whose parameter is named after them left out."""
+    for key, _, _, value in call.arguments:
+        parameter = tool.parameters.get(key)
+        if parameter and (first := _first_copied(text, value, request, parameter)) is not None:
+            yield first
+
+
 def _guide_reply(
     text: RenderedTokens,
     reply: range,
+    calls: Sequence[tuple[DeclaredTool, RenderedCall]],
     tools: Mapping[str, DeclaredTool],
     request: range | None,
     votes: Mapping[int, set[tuple[str, int]]],
     sources: Sequence[range],
     found: dict[str, list[Row]],
 ) -> None:
-    begins = [i for i in reply if text.named.get(text.ids[i]) == "<|tool_call_begin|>"]
-    plain_end = begins[0] if begins else reply.stop
-    copied = [range(reply.start, plain_end)]
+    copied = [range(reply.start, calls[0][1].begin if calls else reply.stop)]
     deciding = {reply.start - 1}
-    for number, begin in enumerate(begins):
-        named = [text.named.get(i) for i in text.ids[begin : reply.stop]]
-        try:
-            opening, end = begin + named.index("<|tool_call_argument_begin|>"), begin + named.index("<|tool_call_end|>")
-        except ValueError:
-            return
-        name = text.text(range(begin, opening)).decode(errors="replace").removeprefix("functions.").rpartition(":")[0]
-        tool = tools.get(name)
-        if tool is None:
-            continue
-        if request is not None and len(tools) > 1 and text.pieces[begin + 2] == b".":
-            mine = {i: len({tool for tool, _ in at}) for i, at in votes.items() if name in {tool for tool, _ in at}}
+    for number, (tool, call) in enumerate(calls):
+        if request is not None and len(tools) > 1 and text.pieces[call.begin + 2] == b".":
+            mine = {
+                i: len({tool for tool, _ in at}) for i, at in votes.items() if call.name in {tool for tool, _ in at}
+            }
             words = tuple(i for i, n in mine.items() if n == min(mine.values()))
             words = words or text.words(text.offsets[request.start], text.offsets[request.stop])
-            choices = [(begin + 2 + k, tool.name_start + k) for k in _forks(text, tool, tools)]
+            choices = [(call.begin + 2 + k, tool.name_start + k) for k in _forks(text, tool, tools)]
             deciding.update(row for row, _ in choices)
             if number == 0:
                 choices.append((reply.start - 1, tool.name_start))
@@ -175,7 +222,7 @@ def _guide_reply(
                 found["tool"].append((row, (place,)))
                 if words:
                     found["request"].append((row, words))
-        for key, key_start, value_start, value in arguments(text, range(opening + 1, end)):
+        for key, key_start, value_start, value in call.arguments:
             deciding.update((key_start - 1, value_start - 1, value.start - 1, value.stop - 1))
             copied.append(value)
             if parameter := tool.parameters.get(key):
@@ -184,10 +231,44 @@ def _guide_reply(
                 found["slot"] += [(row, (parameter.end,)) for row in (value_start - 1, value.start - 1)]
                 if request is not None and (first := _first_copied(text, value, request, parameter)) is not None:
                     found["bound"].append((first, (parameter.end,)))
-        deciding.add(end)
+        deciding.add(call.end)
     found[DECISION] += [(row, ()) for row in sorted(deciding)]
     for span in copied:
         found["source"] += _copies(text, span, sources)
+
+
+def _guide_question(
+    text: RenderedTokens, question: _Question, tool: DeclaredTool, call: RenderedCall, found: dict[str, list[Row]]
+) -> None:
+    """A call that follows an answer tells what the answer asked for, if it did."""
+    spelled = {key: list(_spelled(text, question.reply, p.key)) for key, p in tool.parameters.items()}
+    asked = max(spelled, key=lambda key: len(spelled[key]), default=None)
+    if asked is None or not spelled[asked]:
+        return
+    decides = question.reply.start - 1
+    found["asked"].append((decides, (tool.parameters[asked].end,)))
+    found["source"] += [(row - 1, (place,)) for row, place in spelled[asked]]
+    given = []
+    for key, _, _, value in call.arguments:
+        parameter = tool.parameters.get(key)
+        if key == asked or parameter is None:
+            continue
+        if (first := _first_copied(text, value, question.request, parameter)) is not None:
+            given.append(first)
+            found["bound"].append((first, (parameter.end,)))
+    found["given"].append((decides, tuple(sorted(set(given))) or _FIRST))
+
+
+def _spelled(text: RenderedTokens, reply: range, key: Sequence[int]) -> Iterable[tuple[int, int]]:
+    """(token, its place in the key) of a key whose every word stands in the reply, in order; otherwise nothing."""
+    pairs, at = [], reply.start + 1
+    for place in key:
+        row = next((i for i in range(at, reply.stop) if text.ids[i] == text.ids[place]), None)
+        if row is None:
+            return []
+        pairs.append((row, place))
+        at = row + 1
+    return pairs
 
 
 def _forks(text: RenderedTokens, tool: DeclaredTool, tools: Mapping[str, DeclaredTool]) -> Iterator[int]:

@@ -155,3 +155,31 @@ def arguments(text: RenderedTokens, span: range) -> Iterator[tuple[str, int, int
             last = bisect_left(text.offsets, base + at - quote)
             yield key, key_start, text.holding(base + start - 1), range(first, max(last, first + 1))
         at += 2  # past `, `
+
+
+@dataclass(frozen=True)
+class RenderedCall:
+    begin: int
+    """The token that begins it."""
+    end: int
+    """The token that ends it."""
+    name: str
+    arguments: Sequence[tuple[str, int, int, range]]
+    """As `arguments` gives them."""
+
+
+def declared_calls(
+    text: RenderedTokens, reply: range, tools: Mapping[str, DeclaredTool]
+) -> Iterator[tuple[DeclaredTool, RenderedCall]]:
+    """The calls of declared tools in a reply; none after one that was cut."""
+    for begin in reply:
+        if text.named.get(text.ids[begin]) != "<|tool_call_begin|>":
+            continue
+        named = [text.named.get(i) for i in text.ids[begin : reply.stop]]
+        try:
+            opening, end = begin + named.index("<|tool_call_argument_begin|>"), begin + named.index("<|tool_call_end|>")
+        except ValueError:
+            return
+        name = text.text(range(begin, opening)).decode(errors="replace").removeprefix("functions.").rpartition(":")[0]
+        if name in tools:
+            yield tools[name], RenderedCall(begin, end, name, list(arguments(text, range(opening + 1, end))))
