@@ -77,7 +77,9 @@ def test_each_kind_looks_where_its_name_says(nano_template: ChatTemplate) -> Non
     assert [r.split(" -> ")[1] for r in rows["belongs"]] == ["play", "de"]
     assert all(r.endswith("-> <|im_system|>") for r in rows["bound"][:-1]), "words that speak of a tool only"
     assert rows["bound"][-1] == " red -> " + rows["slot"][0].split(" -> ")[1]
-    assert rows["given"] == ["assistant<|im_middle|> -> red"]
+    before = ["0<|tool_call_argument_begin|>", '<|tool_call_argument_begin|>{"', "assistant<|im_middle|>"]
+    assert [r.split(" -> ") for r in rows["given"]] == [[row, "red"] for row in before]
+    assert [r.split(" -> ")[1] for r in rows["key"]] == ["part", "part", "<|im_system|>"]
     assert rows["asked"] == ["assistant<|im_middle|> -> <|im_system|>"], "nothing is missing"
     assert [r.split(" -> ")[0] for r in rows["slot"]] == ['part":', '": "'] and "}" in rows["slot"][0].split(" -> ")[1]
     assert [r.split(" -> ")[0] for r in rows["decision"]] == [
@@ -119,9 +121,11 @@ def test_what_is_asked_for_is_told_by_the_call_that_follows(nano_template: ChatT
     end = next(r.split(" -> ")[0] for r in rows["key_of"] if r.endswith("-> file name"))
     missing, complete = (r.split(" -> ")[1] for r in rows["asked"])
     assert end.endswith(missing) and complete == "<|im_system|>"
-    assert sorted(r.split(" -> ")[1] for r in rows["given"]) == ["An", "red"]
+    assert [r.split(" -> ")[1] for r in rows["given"] if r.startswith("assistant")] == ["red", "An"]
+    assert [r.split(" -> ")[1] for r in rows["key"]] == ["part", "part", "file", "file", "<|im_system|>"]
     copied = [r.split(" -> ")[1] for r in rows["source"]]
     assert copied[-2:] == ["file", "name"], "from the declaration"
+    assert copied[:5] == ["le", "te", "_", "name", "red"], "what follows a name's start and a key's, and the value"
     assert {r.split(" -> ")[0] for r in rows["bound"]} >= {" red"}
 
 

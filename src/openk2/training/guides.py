@@ -23,13 +23,16 @@ even spread over its targets:
 - `bound`: where a value begins in the request, that token looks at the end of its parameter's declaration, unless the
   request names the parameter only after it ("7 as the level"); a word that speaks of a tool, and of no parameter,
   looks at the very first token (a sample);
-- `given`: the token that decides whether to call looks at where the values begin that the request gives;
+- `given`: the token that decides whether to call looks at where the values begin that the request gives; the token
+  before an argument's key, and the last one of the argument before, where that argument's value begins;
+- `key`: the latter two look at the key's first token in the declaration, the last token of the last argument at the
+  very first token;
 - `asked`: the same token looks at the end of the parameter that the answer asks for, in a call at the very first
   token: with what is required there and what is given before it, the missing one is the difference;
 - `slot`: the token before an argument's value, and the one before its quote or space, look there too, so that the
   type is known and the two can be matched;
-- `source`: the token before a copied one looks at the original in the request or in a tool's result, for the words of
-  a parameter that is asked for at its declaration.
+- `source`: the token before a copied one looks at the original: in the request or in a tool's result, and in the
+  declaration for the rest of a name or a key, and for a parameter that is asked for.
 
 Rows that decide are found beside them (`decision`, no targets): what precedes the start of a reply, the choices in a
 tool's name, of each argument the key, what the value begins with (a quote, a space), its first token and what follows
@@ -70,6 +73,7 @@ KINDS = (
     "belongs",
     "bound",
     "given",
+    "key",
     "asked",
     "slot",
     "source",
@@ -208,33 +212,57 @@ def _guide_reply(
     copied = [range(reply.start, calls[0][1].begin if calls else reply.stop)]
     deciding = {reply.start - 1}
     for number, (tool, call) in enumerate(calls):
-        if request is not None and len(tools) > 1 and text.pieces[call.begin + 2] == b".":
-            mine = {
-                i: len({tool for tool, _ in at}) for i, at in votes.items() if call.name in {tool for tool, _ in at}
-            }
-            words = tuple(i for i, n in mine.items() if n == min(mine.values()))
-            words = words or text.words(text.offsets[request.start], text.offsets[request.stop])
-            choices = [(call.begin + 2 + k, tool.name_start + k) for k in _forks(text, tool, tools)]
-            deciding.update(row for row, _ in choices)
-            if number == 0:
-                choices.append((reply.start - 1, tool.name_start))
-            for row, place in choices:
-                found["tool"].append((row, (place,)))
-                if words:
-                    found["request"].append((row, words))
-        for key, key_start, value_start, value in call.arguments:
+        name_at = call.begin + 3
+        if text.pieces[name_at - 1] == b".":
+            forks = set(_forks(text, tool, tools))
+            rest = (k for k in range(len(tool.name)) if k not in forks)
+            found["source"] += _same(text, ((name_at - 1 + k, tool.name_start + k) for k in rest))
+            if request is not None and len(tools) > 1:
+                choices = [(name_at - 1 + k, tool.name_start + k) for k in sorted(forks)]
+                deciding.update(row for row, _ in choices)
+                if number == 0:
+                    choices.append((reply.start - 1, tool.name_start))
+                words = _naming(text, call.name, request, votes)
+                for row, place in choices:
+                    found["tool"].append((row, (place,)))
+                    if words:
+                        found["request"].append((row, words))
+        for _, key_start, value_start, value in call.arguments:
             deciding.update((key_start - 1, value_start - 1, value.start - 1, value.stop - 1))
             copied.append(value)
-            if parameter := tool.parameters.get(key):
-                if words := parameter.key + parameter.description:
-                    found["parameter"].append((value.start - 1, words))
-                found["slot"] += [(row, (parameter.end,)) for row in (value_start - 1, value.start - 1)]
-                if request is not None and (first := _first_copied(text, value, request, parameter)) is not None:
-                    found["bound"].append((first, (parameter.end,)))
         deciding.add(call.end)
+        _guide_arguments(text, tool, call, request, found)
     found[DECISION] += [(row, ()) for row in sorted(deciding)]
     for span in copied:
         found["source"] += _copies(text, span, sources)
+
+
+def _naming(
+    text: RenderedTokens, name: str, request: range, votes: Mapping[int, set[tuple[str, int]]]
+) -> tuple[int, ...]:
+    """The request's words that name a tool: those that the fewest others have; all words, where none does."""
+    shared_by = {i: len({tool for tool, _ in at}) for i, at in votes.items() if name in {tool for tool, _ in at}}
+    words = tuple(i for i, n in shared_by.items() if n == min(shared_by.values()))
+    return words or text.words(text.offsets[request.start], text.offsets[request.stop])
+
+
+def _guide_arguments(
+    text: RenderedTokens, tool: DeclaredTool, call: RenderedCall, request: range | None, found: dict[str, list[Row]]
+) -> None:
+    ended = call.opening
+    for key, key_start, value_start, value in call.arguments:
+        if parameter := tool.parameters.get(key):
+            rest = ((key_start - 1 + k, place) for k, place in enumerate(parameter.spelling) if k)
+            found["key"] += [(row, (parameter.spelling.start,)) for row in (ended, key_start - 1)]
+            found["source"] += _same(text, rest)
+            if words := parameter.key + parameter.description:
+                found["parameter"].append((value.start - 1, words))
+            found["slot"] += [(row, (parameter.end,)) for row in (value_start - 1, value.start - 1)]
+            if request is not None and (first := _first_copied(text, value, request, parameter)) is not None:
+                found["bound"].append((first, (parameter.end,)))
+                found["given"] += [(row, (first,)) for row in (ended, key_start - 1)]
+        ended = value.stop - 1
+    found["key"].append((ended, _FIRST))
 
 
 def _guide_question(
@@ -269,6 +297,11 @@ def _spelled(text: RenderedTokens, reply: range, key: Sequence[int]) -> Iterable
         pairs.append((row, place))
         at = row + 1
     return pairs
+
+
+def _same(text: RenderedTokens, rows: Iterable[tuple[int, int]]) -> Iterator[Row]:
+    """Of (token, place) pairs those where the next token is the one at the place."""
+    return ((row, (place,)) for row, place in rows if text.ids[row + 1] == text.ids[place])
 
 
 def _forks(text: RenderedTokens, tool: DeclaredTool, tools: Mapping[str, DeclaredTool]) -> Iterator[int]:

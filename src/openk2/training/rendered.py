@@ -18,6 +18,8 @@ FUNCTION_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class DeclaredParameter:
+    spelling: range
+    """The key's tokens."""
     key: tuple[int, ...]
     """The key's words."""
     description: tuple[int, ...]
@@ -123,14 +125,16 @@ def declared_tools(text: RenderedTokens, span: range) -> dict[str, DeclaredTool]
             at = raw.find(written, at)
             if at < 0:
                 return {}
-            words = text.words(base + at, base + at + len(_compact(key)))
+            inside = base + at + 1, base + at + len(_compact(key)) - 1
+            words = text.words(inside[0] - 1, inside[1] + 1)
             told = schema.get("description") if isinstance(schema, dict) else None
             described: tuple[int, ...] = ()
             if told:
                 where = raw.find(b'"description":' + _compact(told), at)
                 described = text.words(base + where + len(b'"description":"'), base + where + 15 + len(told.encode()))
             at += len(written)
-            parameters[key] = DeclaredParameter(words, described, text.holding(base + at - 1))
+            spelling = range(text.holding(inside[0]), bisect_left(text.offsets, inside[1]))
+            parameters[key] = DeclaredParameter(spelling, words, described, text.holding(base + at - 1))
         if name_start is not None:
             last = bisect_left(text.offsets, base + name_at + len(b'"name":') + len(_compact(function["name"])) - 1)
             tools[function["name"]] = DeclaredTool(name_start, range(name_start, last), description, parameters)
@@ -161,6 +165,8 @@ def arguments(text: RenderedTokens, span: range) -> Iterator[tuple[str, int, int
 class RenderedCall:
     begin: int
     """The token that begins it."""
+    opening: int
+    """The one that begins its arguments."""
     end: int
     """The token that ends it."""
     name: str
@@ -182,4 +188,4 @@ def declared_calls(
             return
         name = text.text(range(begin, opening)).decode(errors="replace").removeprefix("functions.").rpartition(":")[0]
         if name in tools:
-            yield tools[name], RenderedCall(begin, end, name, list(arguments(text, range(opening + 1, end))))
+            yield tools[name], RenderedCall(begin, opening, end, name, list(arguments(text, range(opening + 1, end))))

@@ -57,18 +57,20 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
     },
     {
         "choice": 0.6,
-        "single": 0.55,
+        "single": 0.65,
         "parallel_same": 0.13,
-        "parallel_different": 0.13,
+        "parallel_different": 0.14,
         "chain": 0.09,
         "error": 0.06,
-        "missing": 0.14,
+        "missing": 0.17,
         "no_fit": 0.12,
         "chat": 0.05,
     },
 )
 """Weights of the kinds of first turns, by stage; `choice` is a conversation of its own (see `_write_choice`)."""
 _STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
+_COMPOSED = 0.7
+"""Share of the sets of tools that are composed throughout: the harder ones, where nothing can be known beforehand."""
 _STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.45)
 _CHOICE_TURNS = {"single": 0.7, "no_fit": 0.12, "parallel_different": 0.12, "parallel_same": 0.06}
 _LATER = (
@@ -242,7 +244,7 @@ def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: 
         number,
         kind,
         (_STAGE_BUILTIN[stage] if number and builtin is None else builtin or 0.0) if number else 0.0,
-        0.5,
+        _COMPOSED,
     )
     script = Script(plan.tools, plan.values, lex)
     if rng.random() < 0.2:
