@@ -14,9 +14,9 @@ from openk2.training.data import KINDS, NO_TOOL, Conversation, conversations, he
 from openk2.training.data.builtin import builtin_tools
 from openk2.training.data.chains import everyday_links
 from openk2.training.data.dice import Dice
-from openk2.training.data.frames import Frame, Slot, Tool, domain_frames
-from openk2.training.data.lexicon import lexicon
-from openk2.training.data.requests import make_request
+from openk2.training.data.frames import Frame, Slot, Tool, domain_frames, parse_frames
+from openk2.training.data.lexicon import lexicon, read_words
+from openk2.training.data.requests import expand, make_request
 from openk2.training.data.stream import rivals
 from openk2.training.data.values import Values
 
@@ -158,6 +158,19 @@ def test_held_builtin_requests_use_phrasings_that_training_lacks() -> None:
         assert train.spec is held.spec
         assert not {a.text for a in train.frame.asks} & {a.text for a in held.frame.asks}
         assert held.frame.asks
+
+
+def test_further_phrasings_of_training_are_no_held_ones_in_other_words() -> None:
+    rng = Dice(7)
+    held = {
+        tool.name: {expand(a.text, rng) for a in tool.frame.asks for _ in range(200)} for tool in builtin_tools("held")
+    }
+    words = set(re.findall(r"[a-z]+", read_words("builtin_train.txt").lower()))
+    lex = lexicon("held")
+    assert not words & {*lex.nouns, *lex.adjectives, *lex.common, *(p for s in lex.synsets for p in s.verbs)}
+    for frame in parse_frames("builtin", read_words("builtin_train.txt")):
+        said = {expand(a.text, rng) for a in frame.asks for _ in range(200)}
+        assert not said & held[frame.names[0]]
 
 
 @pytest.mark.parametrize("frame", domain_frames(), ids=lambda f: f"{f.domain}-{f.names[0]}")

@@ -16,11 +16,14 @@ _SHOWN_LINES = 4
 
 @lru_cache(maxsize=2)
 def builtin_tools(split: Split) -> tuple[Tool, ...]:
-    """The agent's own tools with the phrasings of `split`."""
+    """The agent's own tools with the phrasings of `split`; training has those of `builtin_train.txt` besides."""
     specs = {t.name: t for t in BUILTIN_TOOLS}
+    more = (
+        {f.names: f.asks for f in parse_frames("builtin", read_words("builtin_train.txt"))} if split == "train" else {}
+    )
     tools = []
     for frame in parse_frames("builtin", read_words("builtin.txt")):
-        asks = tuple(a for a in frame.asks if hash_says_held(a.text) == (split == "held"))
+        asks = tuple(a for a in frame.asks if hash_says_held(a.text) == (split == "held")) + more.get(frame.names, ())
         chosen = Frame("builtin", frame.names, frame.descriptions, frame.slots, asks or frame.asks, frame.results)
         tools.append(Tool(chosen, specs[frame.names[0]], {s.name: s.name for s in frame.slots}))
     return tuple(tools)
