@@ -25,6 +25,7 @@ HELP = """\
 Ctrl-C stops an answer."""
 
 INTERRUPTED = 130
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 def command(
@@ -98,19 +99,26 @@ def _talk(provider: ChatProvider, runner: asyncio.Runner) -> None:
 
 
 async def _reply(provider: ChatProvider, messages: list[Message]) -> Completion:
-    """Print the answer as it comes."""
+    """Print the answer as it comes; on a terminal also the thoughts before it, dimmed."""
     from openk2.agent.printable import printable
-    from openk2.chat.events import Collector, TextDelta
+    from openk2.chat.events import Collector, ReasoningDelta, TextDelta
     from openk2.chat.provider import ChatRequest
 
     collector = Collector()
+    shows_thoughts, thinking = sys.stdout.isatty(), False
     stream = cast("AsyncGenerator[ChatEvent, None]", provider.stream(ChatRequest(tuple(messages))))
-    async with aclosing(stream):
-        async for event in stream:
-            collector.add(event)
-            if isinstance(event, TextDelta):
-                print(printable(event.text), end="", flush=True)
-    print()
+    try:
+        async with aclosing(stream):
+            async for event in stream:
+                collector.add(event)
+                if isinstance(event, ReasoningDelta) and shows_thoughts:
+                    print("" if thinking else DIM, printable(event.text), sep="", end="", flush=True)
+                    thinking = True
+                elif isinstance(event, TextDelta):
+                    print(f"{PLAIN}\n\n" if thinking else "", printable(event.text), sep="", end="", flush=True)
+                    thinking = False
+    finally:
+        print(PLAIN if thinking else "")
     completion = collector.completion()
     if completion.finish_reason == "length":
         print("[cut by the token limit]", file=sys.stderr)

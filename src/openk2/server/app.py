@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from openk2 import __version__
 from openk2.chat.provider import ChatProvider
-from openk2.server import cache_misses, page, traces
+from openk2.server import cache_misses, openapi, page, traces
 from openk2.server.answering import Answering
 from openk2.server.anthropic.errors import AnthropicErrors
 from openk2.server.anthropic.routes import build_router as build_anthropic_router
@@ -75,6 +75,7 @@ def create_app(
     app.include_router(traces.build_router(answering.traces))
     if answering.cache_misses is not None:
         app.include_router(cache_misses.build_router(answering.cache_misses))
+    app.include_router(openapi.build_router())
     app.include_router(page.build_router())
     add_error_handlers(app)
     # From the inside out: each sees what those before it answer.

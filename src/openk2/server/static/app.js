@@ -110,13 +110,19 @@ class CallCard {
 /** Stream one assistant turn into the page; return its message, its cards and why it ended. */
 async function streamTurn(messages, signal) {
   const turn = append(log, create("div", "turn assistant waiting"));
-  const answer = { text: "", calls: [], cards: [], finishReason: null };
+  const answer = { thoughts: "", text: "", calls: [], cards: [], finishReason: null };
+  let thoughts = null;
   let paragraph = null;
   const body = { model: state.model, messages, tools: state.tools };
   try {
     for await (const chunk of streamChat(body, signal)) {
       const choice = chunk.choices[0];
       if (!choice) continue;
+      if (choice.delta.reasoning_content) {
+        thoughts ??= showThoughts(turn);
+        answer.thoughts += choice.delta.reasoning_content;
+        followIfAtEnd(() => (thoughts.textContent = answer.thoughts));
+      }
       if (choice.delta.content) {
         paragraph ??= append(turn, create("p", "text"));
         answer.text += choice.delta.content;
@@ -142,9 +148,19 @@ async function streamTurn(messages, signal) {
   return answer;
 }
 
+/** A fold for what the model thinks before it answers; the element that holds it. */
+function showThoughts(turn) {
+  const fold = create("details", "thoughts");
+  const text = create("p", "text");
+  fold.append(create("summary", "", "Thoughts"), text);
+  append(turn, fold);
+  return text;
+}
+
 /** Keep what the model will see again: calls only if they are complete, for each needs a result. */
 function remember(messages, answer) {
   const message = { role: "assistant", content: answer.text || null };
+  if (answer.thoughts) message.reasoning_content = answer.thoughts;
   if (answer.finishReason === "tool_calls") message.tool_calls = answer.calls;
   if (message.content !== null || message.tool_calls) messages.push(message);
 }
