@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/isa.hpp"
+#include "common/thread_pool.hpp"
 #include "rms_norm.hpp"
 
 namespace openk2 {
@@ -53,6 +54,8 @@ void rms_norm(Address x, Address weight, Address out, std::int64_t rows, std::in
 
 NB_MODULE(_native, m) {
     m.def("supported_isas", &supported_isas, "Names of the instruction sets that this machine has, slowest first.");
+    m.def("set_num_threads", &openk2::set_num_threads, nb::arg("threads"), "Threads of a kernel, the caller among them.");
+    m.def("num_threads", &openk2::num_threads);
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"), nb::arg("cols"),
           nb::arg("eps"), nb::arg("is_bf16"), nb::arg("isa"));
 }
