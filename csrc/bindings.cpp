@@ -11,10 +11,13 @@
 
 #include "common/isa.hpp"
 #include "common/thread_pool.hpp"
+#include "packed.hpp"
 #include "rms_norm.hpp"
 
 namespace openk2 {
 
+OPENK2_DECLARE_KERNEL(packed_experts, PackedExperts)
+OPENK2_DECLARE_KERNEL(packed_linear, PackedLinear)
 OPENK2_DECLARE_KERNEL(rms_norm, RmsNorm)
 
 }  // namespace openk2
@@ -25,6 +28,24 @@ using openk2::Isa;
 namespace {
 
 using Address = std::uintptr_t;
+
+// Working memory of one call, taken again and again from the same block of its thread, which only ever grows.
+class Scratch {
+   public:
+    explicit Scratch(std::int64_t bytes) {
+        if (block_.size() < static_cast<std::size_t>(bytes) + kAlign) block_.resize(bytes + kAlign);
+    }
+    std::uint8_t* at() const {
+        const auto address = reinterpret_cast<Address>(block_.data());
+        return block_.data() + (kAlign - address % kAlign) % kAlign;
+    }
+
+   private:
+    static constexpr std::size_t kAlign = 64;
+    static thread_local std::vector<std::uint8_t> block_;
+};
+
+thread_local std::vector<std::uint8_t> Scratch::block_;
 
 std::vector<std::string> supported_isas() {
     std::vector<std::string> names;
@@ -50,12 +71,54 @@ void rms_norm(Address x, Address weight, Address out, std::int64_t rows, std::in
     openk2::dispatch_rms_norm(version, args);
 }
 
+openk2::PackedStack stack_at(Address data, int format, std::int64_t count, std::int64_t rows, std::int64_t cols) {
+    return {reinterpret_cast<const std::uint8_t*>(data), static_cast<openk2::PackedFormat>(format), count, rows, cols};
+}
+
+void packed_linear(Address x, Address data, int format, std::int64_t rows, std::int64_t cols, Address out,
+                   std::int64_t tokens, const std::string& isa) {
+    openk2::PackedLinear args{reinterpret_cast<const float*>(x), stack_at(data, format, 1, rows, cols),
+                              reinterpret_cast<float*>(out), nullptr, tokens};
+    const Isa version = isa_from_name(isa);
+    nb::gil_scoped_release unlocked;
+    const Scratch scratch(openk2::packed_linear_scratch(args));
+    args.scratch = scratch.at();
+    openk2::dispatch_packed_linear(version, args);
+}
+
+void packed_experts(Address x, Address ids, Address weights, Address gate_up, Address down, int format,
+                    std::int64_t experts, std::int64_t width, std::int64_t hidden, Address out, std::int64_t tokens,
+                    std::int64_t topk, const std::string& isa) {
+    openk2::PackedExperts args{reinterpret_cast<const float*>(x),
+                               reinterpret_cast<const std::int64_t*>(ids),
+                               reinterpret_cast<const float*>(weights),
+                               stack_at(gate_up, format, 2 * experts, width, hidden),
+                               stack_at(down, format, experts, hidden, width),
+                               reinterpret_cast<float*>(out),
+                               nullptr,
+                               tokens,
+                               topk};
+    for (std::int64_t pair = 0; pair < tokens * topk; ++pair)
+        if (args.ids[pair] < 0 || args.ids[pair] >= experts)
+            throw std::invalid_argument("expert " + std::to_string(args.ids[pair]) + " of " + std::to_string(experts));
+    const Isa version = isa_from_name(isa);
+    nb::gil_scoped_release unlocked;
+    const Scratch scratch(openk2::packed_experts_scratch(args));
+    args.scratch = scratch.at();
+    openk2::dispatch_packed_experts(version, args);
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
     m.def("supported_isas", &supported_isas, "Names of the instruction sets that this machine has, slowest first.");
     m.def("set_num_threads", &openk2::set_num_threads, nb::arg("threads"), "Threads of a kernel, the caller among them.");
     m.def("num_threads", &openk2::num_threads);
+    m.def("packed_linear", &packed_linear, nb::arg("x"), nb::arg("data"), nb::arg("format"), nb::arg("rows"),
+          nb::arg("cols"), nb::arg("out"), nb::arg("tokens"), nb::arg("isa"));
+    m.def("packed_experts", &packed_experts, nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("gate_up"),
+          nb::arg("down"), nb::arg("format"), nb::arg("experts"), nb::arg("width"), nb::arg("hidden"), nb::arg("out"),
+          nb::arg("tokens"), nb::arg("topk"), nb::arg("isa"));
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"), nb::arg("cols"),
           nb::arg("eps"), nb::arg("is_bf16"), nb::arg("isa"));
 }

@@ -23,6 +23,7 @@ from openk2.ops import (
     row_tiles,
     single_rows,
 )
+from openk2.ops.packed import PackedStack
 from openk2.ops.reference import absorbed_attention, apply_rotary, swiglu
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "causal_attention",
     "linear",
     "moe_experts",
+    "packed_experts",
+    "packed_linear",
     "paged_attention",
     "rms_norm",
     "route",
@@ -128,6 +131,22 @@ def moe_experts(
     if x_TD.dtype in (torch.float32, torch.bfloat16):
         return grouped_experts.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
     return reference.moe_experts(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)
+
+
+def packed_linear(x: Tensor, weight: PackedStack) -> Tensor:
+    """See `reference.packed_linear`. Rows do not depend on each other, so prompts and generated tokens share it."""
+    if x.is_cpu and cpu.available():
+        return cpu.packed_linear(x, weight)
+    return reference.packed_linear(x, weight)
+
+
+def packed_experts(
+    x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: PackedStack, down: PackedStack
+) -> Tensor:
+    """See `reference.packed_experts`; rows as in `packed_linear`."""
+    if x_TD.is_cpu and cpu.available():
+        return cpu.packed_experts(x_TD, topk_ids, topk_weights, gate_up, down)
+    return reference.packed_experts(x_TD, topk_ids, topk_weights, gate_up, down)
 
 
 def paged_attention(

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from openk2.errors import EnvironmentFault
+from openk2.ops.packed import FORMATS, PackedStack
 
 try:
     import openk2._native as _native
@@ -76,3 +77,87 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, isa_name: str | None = No
         isa_name or isa(),
     )
     return out
+
+
+def _use_torchs_threads() -> None:
+    """Give the compiled ops as many threads as torch has."""
+    threads = torch.get_num_threads()
+    if _native.num_threads() != threads:
+        _native.set_num_threads(threads)
+
+
+def packed_linear(x: Tensor, weight: PackedStack, *, isa_name: str | None = None) -> Tensor:
+    """As `reference.packed_linear`. A row depends neither on the other rows, nor on the threads, nor on the
+    instruction set. Raises ValueError for tensors of other shapes."""
+    layout = weight.layout
+    if x.dim() != 2 or x.shape[1] != layout.cols or not _is_whole(weight):
+        raise ValueError(
+            f"packed_linear wants (T, {layout.cols}) and a packed stack; got {tuple(x.shape)} and {layout}"
+        )
+    _use_torchs_threads()
+    taken = x.float().contiguous()
+    out = taken.new_empty(x.shape[0], layout.rows)
+    _native.packed_linear(
+        taken.data_ptr(),
+        weight.data.data_ptr(),
+        FORMATS.index(layout.format),
+        layout.rows,
+        layout.cols,
+        out.data_ptr(),
+        x.shape[0],
+        isa_name or isa(),
+    )
+    return out.to(x.dtype)
+
+
+def packed_experts(
+    x_TD: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    gate_up: PackedStack,
+    down: PackedStack,
+    *,
+    isa_name: str | None = None,
+) -> Tensor:
+    """As `reference.packed_experts`, with the independence of `packed_linear`.
+
+    Raises ValueError for stacks or tensors that do not fit each other, and for an expert that is not there.
+    """
+    a, b = gate_up.layout, down.layout
+    fits = (
+        a.format == b.format
+        and (a.count, a.rows, a.cols) == (2 * b.count, b.cols, b.rows)
+        and x_TD.dim() == 2
+        and x_TD.shape[1] == a.cols
+        and topk_ids.shape == topk_weights.shape
+        and topk_ids.shape[0] == x_TD.shape[0]
+        and topk_ids.dtype == torch.int64
+        and _is_whole(gate_up)
+        and _is_whole(down)
+    )
+    if not fits:
+        raise ValueError(f"packed_experts: {tuple(x_TD.shape)}, {tuple(topk_ids.shape)}, {a} and {b} do not fit")
+    _use_torchs_threads()
+    x, ids, weights = x_TD.float().contiguous(), topk_ids.contiguous(), topk_weights.float().contiguous()
+    out = torch.empty_like(x)
+    _native.packed_experts(
+        x.data_ptr(),
+        ids.data_ptr(),
+        weights.data_ptr(),
+        gate_up.data.data_ptr(),
+        down.data.data_ptr(),
+        FORMATS.index(a.format),
+        b.count,
+        a.rows,
+        a.cols,
+        out.data_ptr(),
+        x.shape[0],
+        ids.shape[1],
+        isa_name or isa(),
+    )
+    return out.to(x_TD.dtype)
+
+
+def _is_whole(stack: PackedStack) -> bool:
+    data = stack.data
+    return data.is_cpu and data.dtype is torch.uint8 and data.shape == stack.layout.shape and data.is_contiguous()

@@ -4,6 +4,7 @@ from openk2.ops.reference.linear import linear
 from openk2.ops.reference.mla import absorbed_attention, causal_attention, paged_attention
 from openk2.ops.reference.moe import moe_experts, route, silu_mul, swiglu
 from openk2.ops.reference.norm import rms_norm
+from openk2.ops.reference.packed import packed_experts, packed_linear
 from openk2.ops.reference.rotary import apply_rotary
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "causal_attention",
     "linear",
     "moe_experts",
+    "packed_experts",
+    "packed_linear",
     "paged_attention",
     "rms_norm",
     "route",

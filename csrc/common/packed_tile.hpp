@@ -1,0 +1,261 @@
+// Products of a few activation rows with one tile of 16 matrix rows in the packed layout.
+//
+// int8, int4: activations are quantised to int8 by groups of 32. A group's dot product is an exact integer, and the
+// groups are added in float32 in their order: every instruction set gives the same bits.
+// bf16: each output is one sum in float32 in the order of the columns, product and sum rounded each by itself. The
+// 16 rows of a tile are the vector's lanes, so this order costs no shuffles. Fused multiply-add and the bfloat16 dot
+// products of AVX-512 would be faster in long prompts and give other bits.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#include "../packed.hpp"
+#include "vector.hpp"
+
+namespace openk2 {
+namespace {
+
+typedef int32_t I32 __attribute__((vector_size(kRegisterBytes)));
+
+constexpr int kRowBlock = 4;  // rows that share one unpacking of the weights
+
+struct Activations {
+    int64_t groups;
+    float* values;   // (rows, groups * 32): bf16 only
+    int8_t* quants;  // (rows, groups * 32)
+    float* scales;   // (rows, groups)
+    int32_t* sums;   // (rows, groups): of the quants
+};
+
+inline Activations activations_at(uint8_t*& scratch, PackedFormat format, int64_t rows, int64_t cols) {
+    Activations a = {};
+    a.groups = ceil_div(cols, kGroup);
+    uint8_t* at = scratch;
+    if (format == PackedFormat::bf16) {
+        a.values = reinterpret_cast<float*>(at);
+    } else {
+        a.quants = reinterpret_cast<int8_t*>(at);
+        at += padded(rows * a.groups * kGroup);
+        a.scales = reinterpret_cast<float*>(at);
+        at += padded(rows * a.groups * 4);
+        a.sums = reinterpret_cast<int32_t*>(at);
+    }
+    scratch += activation_bytes(format, rows, cols);
+    return a;
+}
+
+// `count` <= 32 columns as group `group` of row `row`.
+inline void put_group(const Activations& a, int64_t row, int64_t group, const float* x, int64_t count) {
+    if (a.values) {
+        float* to = a.values + (row * a.groups + group) * kGroup;
+        for (int64_t i = 0; i < kGroup; ++i) to[i] = i < count ? x[i] : 0.0f;
+        return;
+    }
+    uint32_t largest = 0;  // as bits, so that a NaN is the largest of all
+    for (int64_t i = 0; i < count; ++i) {
+        uint32_t bits;
+        __builtin_memcpy(&bits, x + i, 4);
+        bits &= 0x7fffffffu;
+        largest = bits > largest ? bits : largest;
+    }
+    float most;
+    __builtin_memcpy(&most, &largest, 4);
+    const bool finite = largest < 0x7f800000u;
+    const float inverse = finite && most > 1e-30f ? 127.0f / most : 0.0f;
+    a.scales[row * a.groups + group] = !finite ? __builtin_nanf("") : most > 1e-30f ? most / 127.0f : 0.0f;
+    int8_t* to = a.quants + (row * a.groups + group) * kGroup;
+    constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
+    int32_t sum = 0;
+    for (int64_t i = 0; i < kGroup; ++i) {
+        int32_t quant = 0;
+        if (i < count && inverse != 0.0f) {
+            const float shifted = x[i] * inverse + kRound;
+            int32_t bits;
+            __builtin_memcpy(&bits, &shifted, 4);
+            quant = bits - 0x4b400000;
+        }
+        to[i] = static_cast<int8_t>(quant);
+        sum += quant;
+    }
+    a.sums[row * a.groups + group] = sum;
+}
+
+inline void put_row(const Activations& a, int64_t row, const float* x, int64_t cols) {
+    for (int64_t group = 0; group < a.groups; ++group) {
+        const int64_t left = cols - group * kGroup;
+        put_group(a, row, group, x + group * kGroup, left < kGroup ? left : kGroup);
+    }
+}
+
+struct Integers {
+    I32 part[kRegisters];
+};
+
+inline int32_t four_bytes(const int8_t* from) {
+    int32_t value;
+    __builtin_memcpy(&value, from, 4);
+    return value;
+}
+
+// Dot products of one group: 16 matrix rows with M activation rows.
+template <PackedFormat format, int M>
+inline void group_dots(const uint8_t* quants, const int8_t* const (&x)[M], const int32_t (&sums)[M],
+                       Integers (&dots)[M]) {
+#if defined(__AVX512VNNI__)
+    // vpdpbusd wants one side unsigned: weights are taken 8 (int4) or 128 (int8) too large.
+    constexpr int32_t kShift = format == PackedFormat::int4 ? 8 : 128;
+    __m512i acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = _mm512_set1_epi32(-kShift * sums[m]);
+    if constexpr (format == PackedFormat::int4) {
+        const __m512i low = _mm512_set1_epi8(15);
+        for (int j = 0; j < 4; ++j) {
+            const __m512i bytes = _mm512_loadu_si512(quants + 64 * j);
+            const __m512i a = _mm512_and_si512(bytes, low), b = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
+            for (int m = 0; m < M; ++m) {
+                acc[m] = _mm512_dpbusd_epi32(acc[m], a, _mm512_set1_epi32(four_bytes(x[m] + 4 * j)));
+                acc[m] = _mm512_dpbusd_epi32(acc[m], b, _mm512_set1_epi32(four_bytes(x[m] + 4 * j + 16)));
+            }
+        }
+    } else {
+        for (int j = 0; j < 8; ++j) {
+            const __m512i w = _mm512_xor_si512(_mm512_loadu_si512(quants + 64 * j), _mm512_set1_epi8(-128));
+            for (int m = 0; m < M; ++m)
+                acc[m] = _mm512_dpbusd_epi32(acc[m], w, _mm512_set1_epi32(four_bytes(x[m] + 4 * j)));
+        }
+    }
+    for (int m = 0; m < M; ++m) dots[m].part[0] = (I32)acc[m];
+#elif defined(__AVX2__)
+    const __m256i ones = _mm256_set1_epi16(1);
+    for (int p = 0; p < 2; ++p) {
+        __m256i acc[M];
+        for (int m = 0; m < M; ++m) acc[m] = _mm256_setzero_si256();
+        if constexpr (format == PackedFormat::int4) {
+            // Eight pairs of at most 2 * 15 * 127 stay within 16 bits.
+            const __m256i low = _mm256_set1_epi8(15);
+            for (int j = 0; j < 4; ++j) {
+                const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + 64 * j + 32 * p));
+                const __m256i a = _mm256_and_si256(bytes, low);
+                const __m256i b = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+                for (int m = 0; m < M; ++m) {
+                    const __m256i xa = _mm256_set1_epi32(four_bytes(x[m] + 4 * j));
+                    const __m256i xb = _mm256_set1_epi32(four_bytes(x[m] + 4 * j + 16));
+                    acc[m] = _mm256_add_epi16(acc[m], _mm256_maddubs_epi16(a, xa));
+                    acc[m] = _mm256_add_epi16(acc[m], _mm256_maddubs_epi16(b, xb));
+                }
+            }
+            for (int m = 0; m < M; ++m)
+                dots[m].part[p] = (I32)_mm256_sub_epi32(_mm256_madd_epi16(acc[m], ones), _mm256_set1_epi32(8 * sums[m]));
+        } else {
+            // |x| times w with x's sign: two products of at most 127 * 127 fit 16 bits, so nothing saturates.
+            for (int j = 0; j < 8; ++j) {
+                const __m256i w = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(quants + 64 * j + 32 * p));
+                for (int m = 0; m < M; ++m) {
+                    const __m256i xj = _mm256_set1_epi32(four_bytes(x[m] + 4 * j));
+                    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(xj), _mm256_sign_epi8(w, xj));
+                    acc[m] = _mm256_add_epi32(acc[m], _mm256_madd_epi16(pairs, ones));
+                }
+            }
+            for (int m = 0; m < M; ++m) dots[m].part[p] = (I32)acc[m];
+        }
+    }
+#else
+    for (int m = 0; m < M; ++m) {
+        int32_t acc[kTileRows] = {};
+        for (int j = 0; j < 8; ++j) {
+            const bool is_int4 = format == PackedFormat::int4;
+            const uint8_t* bytes = quants + 64 * (is_int4 ? j % 4 : j);
+            for (int row = 0; row < kTileRows; ++row)
+                for (int i = 0; i < 4; ++i) {
+                    const uint8_t byte = bytes[4 * row + i];
+                    const int32_t w = is_int4 ? ((j < 4 ? byte : byte >> 4) & 15) - 8 : static_cast<int8_t>(byte);
+                    acc[row] += w * x[m][4 * j + i];
+                }
+        }
+        __builtin_memcpy(&dots[m], acc, sizeof acc);
+    }
+    (void)sums;
+#endif
+}
+
+// out[m] = the products of activation row `rows[m]` with the tile's 16 rows.
+template <PackedFormat format, int M>
+inline void tile_products(const uint8_t* tile, const Activations& a, const int64_t* rows, Lanes* out) {
+    Lanes total[M] = {};
+    if constexpr (format == PackedFormat::bf16) {
+        const float* x[M];
+        for (int m = 0; m < M; ++m) x[m] = a.values + rows[m] * a.groups * kGroup;
+        for (int64_t k = 0; k < a.groups * kGroup; ++k) {
+            const Lanes w = load(reinterpret_cast<const bf16*>(tile) + k * kTileRows);
+            for (int m = 0; m < M; ++m)
+                for (int r = 0; r < kRegisters; ++r) total[m].part[r] += w.part[r] * x[m][k];
+        }
+    } else {
+        for (int64_t g = 0; g < a.groups; ++g, tile += block_bytes(format)) {
+            const int8_t* x[M];
+            int32_t sums[M];
+            for (int m = 0; m < M; ++m) {
+                x[m] = a.quants + (rows[m] * a.groups + g) * kGroup;
+                sums[m] = a.sums[rows[m] * a.groups + g];
+            }
+            Integers dots[M];
+            group_dots<format, M>(tile + 32, x, sums, dots);
+            const Lanes scale = load(reinterpret_cast<const bf16*>(tile));
+            for (int m = 0; m < M; ++m) {
+                const float x_scale = a.scales[rows[m] * a.groups + g];
+                for (int r = 0; r < kRegisters; ++r)
+                    total[m].part[r] += __builtin_convertvector(dots[m].part[r], F32) * scale.part[r] * x_scale;
+            }
+        }
+    }
+    for (int m = 0; m < M; ++m) out[m] = total[m];
+}
+
+template <PackedFormat format>
+inline void tile_products(const uint8_t* tile, const Activations& a, const int64_t* rows, int count, Lanes* out) {
+    switch (count) {
+        case 1: return tile_products<format, 1>(tile, a, rows, out);
+        case 2: return tile_products<format, 2>(tile, a, rows, out);
+        case 3: return tile_products<format, 3>(tile, a, rows, out);
+        default: return tile_products<format, kRowBlock>(tile, a, rows, out);
+    }
+}
+
+inline void store_columns(float* to, const Lanes& lanes, int64_t count) {
+    if (count >= kLanes)
+        store(to, lanes);
+    else
+        store_some(to, lanes, count);
+}
+
+// exp in steps that every instruction set rounds alike; 2 units of the last place. Cody and Waite's reduction by ln 2,
+// then the Taylor polynomial of degree 7 on |r| <= ln 2 / 2.
+inline F32 exponential(F32 x) {
+    x = x > 88.0f ? (F32{} + 88.0f) : x;
+    x = x < -87.0f ? (F32{} - 87.0f) : x;
+    const F32 shifted = x * 1.44269504f + 12582912.0f;
+    const F32 n = shifted - 12582912.0f;
+    const F32 r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    F32 p = r * (1.0f / 5040) + (1.0f / 720);
+    p = p * r + (1.0f / 120);
+    p = p * r + (1.0f / 24);
+    p = p * r + (1.0f / 6);
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    p = p * r + 1.0f;
+    const U32 power = ((U32)shifted - 0x4b400000u + 127u) << 23;
+    return p * (F32)power;
+}
+
+inline Lanes silu_mul(const Lanes& gate, const Lanes& up) {
+    Lanes out;
+    for (int r = 0; r < kRegisters; ++r)
+        out.part[r] = gate.part[r] / (1.0f + exponential(-gate.part[r])) * up.part[r];
+    return out;
+}
+
+}  // namespace
+}  // namespace openk2

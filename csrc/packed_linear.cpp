@@ -1,0 +1,45 @@
+// A product with a packed matrix; the definition is openk2/ops/reference/packed.py.
+//
+// A task takes a few tiles and every row: a tile is read from memory once and stays in the first cache while the rows
+// go by. An output depends on its row and its tile alone.
+#include "common/packed_tile.hpp"
+#include "common/thread_pool.hpp"
+
+namespace openk2::OPENK2_ISA {
+namespace {
+
+constexpr int64_t kTilesPerTask = 4;
+
+template <PackedFormat format>
+void multiply_rows(const PackedLinear& args) {
+    const PackedStack& w = args.weight;
+    uint8_t* scratch = args.scratch;
+    const Activations a = activations_at(scratch, format, args.tokens, w.cols);
+    parallel_for(args.tokens, [&](int64_t row) { put_row(a, row, args.x + row * w.cols, w.cols); });
+    const int64_t tiles = ceil_div(w.rows, kTileRows), bytes = tile_bytes(w);
+    parallel_for(ceil_div(tiles, kTilesPerTask), [&](int64_t task) {
+        const int64_t end = (task + 1) * kTilesPerTask < tiles ? (task + 1) * kTilesPerTask : tiles;
+        for (int64_t tile = task * kTilesPerTask; tile < end; ++tile) {
+            for (int64_t row = 0; row < args.tokens; row += kRowBlock) {
+                const int count = args.tokens - row < kRowBlock ? static_cast<int>(args.tokens - row) : kRowBlock;
+                const int64_t rows[kRowBlock] = {row, row + 1, row + 2, row + 3};
+                Lanes out[kRowBlock];
+                tile_products<format>(w.data + tile * bytes, a, rows, count, out);
+                for (int m = 0; m < count; ++m)
+                    store_columns(args.out + (row + m) * w.rows + tile * kTileRows, out[m], w.rows - tile * kTileRows);
+            }
+        }
+    });
+}
+
+}  // namespace
+
+void packed_linear(const PackedLinear& args) {
+    switch (args.weight.format) {
+        case PackedFormat::bf16: return multiply_rows<PackedFormat::bf16>(args);
+        case PackedFormat::int8: return multiply_rows<PackedFormat::int8>(args);
+        case PackedFormat::int4: return multiply_rows<PackedFormat::int4>(args);
+    }
+}
+
+}  // namespace openk2::OPENK2_ISA
