@@ -1,4 +1,4 @@
-"""Packed matrices: the layout, the number formats, and the compiled products in every instruction set and thread count."""
+"""Packed matrices: the layout, the number formats, and the compiled products in every instruction set."""
 
 from __future__ import annotations
 

@@ -6,23 +6,30 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from openk2.checkpoint.files import INDEX_FILE, Checkpoint, load_config, open_shard
 from openk2.config import ModelConfig
 from openk2.errors import CheckpointError, ConfigError
 from openk2.models import K2Model
+from openk2.models.packed import Quantization, pack_modules, sinks
 
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
-def load_model(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None) -> K2Model:
+def load_model(
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    quantization: Quantization | None = None,
+) -> K2Model:
     """The model in a checkpoint folder, in evaluation mode.
 
     Each tensor is read from its mapped file straight into the model's own memory, so the weights are never held
     twice. `dtype` casts; None keeps the dtype that the embedding is stored in. The router's correction bias is float32
-    whatever the file holds.
+    whatever the file holds. `quantization` packs the large matrices as they are read; `dtype` is then that of
+    everything else, None being float32.
 
     Raises CheckpointError naming the file and tensor when something is missing, unexpected, reshaped or truncated,
     and ConfigError when the config asks for what cannot be honoured.
@@ -39,13 +46,16 @@ def load_model(folder: str | Path, *, device: str | torch.device = "cpu", dtype:
     with torch.device("meta"):
         model = K2Model(config)
     check_tensors(checkpoint, model)
+    if quantization is not None:
+        pack_modules(model, quantization)
+        dtype = dtype or torch.float32
     model = model.to(dtype or _stored_dtype(checkpoint)).to_empty(device=device)
-    targets: dict[str, Tensor] = dict(model.checkpoint_tensors())
+    targets = sinks(model)
     for path, tensors in checkpoint.shards.items():
         with open_shard(path) as shard:
             for name in tensors:
                 if name in targets:
-                    targets[name].copy_(shard.get_tensor(name))
+                    targets[name](shard.get_tensor(name))
     return model.eval()
 
 

@@ -16,7 +16,9 @@ from torch import Tensor
 
 from openk2.checkpoint.files import INDEX_FILE, SINGLE_FILE, load_generation_config
 from openk2.config import ModelConfig
+from openk2.errors import CheckpointError
 from openk2.models import K2Model
+from openk2.models.packed import packed_stacks
 
 TOKENIZER_FILES = ("tiktoken.model", "tokenizer_config.json", "chat_template.jinja", "tokenization_kimi.py")
 BIAS = "e_score_correction_bias"
@@ -40,7 +42,11 @@ def save_model(
     max_shard_bytes: a model above it is split, with an index; at most one shard is held in memory.
     generation_config: written as it is; None takes that of `copy_from`, or names the end tokens.
     copy_from: a checkpoint folder whose tokenizer and template are copied.
+
+    Raises CheckpointError for a packed model, which no longer holds the published tensors.
     """
+    if any(packed_stacks(model)):
+        raise CheckpointError("a packed model cannot be saved: load its checkpoint without quantization")
     target = Path(folder)
     source = None if copy_from is None else Path(copy_from)
     aside = target.with_name(f".{target.name}.writing-{os.getpid()}")

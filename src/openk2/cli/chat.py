@@ -36,6 +36,9 @@ def command(
     base_url: Annotated[
         str | None, typer.Option(help="Use this OpenAI-compatible server; key: OPENAI_API_KEY.")
     ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="int8, int4 or bf16: weights packed for the native CPU kernels.")
+    ] = None,
 ) -> None:
     """Talk to a model. Without a terminal, standard input is the prompt and is answered once.
 
@@ -51,7 +54,7 @@ def command(
     from openk2.cli.provider import opened_provider
 
     try:
-        with opened_provider(model, base_url) as provider, asyncio.Runner() as runner:
+        with opened_provider(model, base_url, quantization) as provider, asyncio.Runner() as runner:
             if prompt is not None:
                 runner.run(_reply(provider, [Message("user", prompt)]))
             else:

@@ -41,6 +41,9 @@ def command(
         None, help="JSON of sampling settings for requests that say nothing, such as '{\"temperature\": 0.3}'."
     ),
     device: str = typer.Option("cpu", help="cpu or cuda."),
+    quantization: str | None = typer.Option(
+        None, help="int8, int4 or bf16: weights packed for the native CPU kernels; parts may differ: int4,head=int8."
+    ),
     api_key_file: Path | None = typer.Option(
         None, help="File of accepted API keys, one a line; the variable OPENK2_API_KEY adds one."
     ),
@@ -124,9 +127,10 @@ def command(
     if upstream:
         from openk2.cli.gateway import GatewayOptions, serve_gateway
 
-        if max_model_len is not None or override_generation_config is not None:
+        if max_model_len is not None or override_generation_config is not None or quantization is not None:
             raise ConfigError(
-                "--max-model-len and --override-generation-config are for models that run here, not upstream"
+                "--max-model-len, --override-generation-config and --quantization are for models that run here, "
+                "not upstream"
             )
         options = GatewayOptions.read(
             upstream,
@@ -150,6 +154,7 @@ def command(
             tokenizer=tokenizer,
             max_model_len=max_model_len,
             sampling_defaults=sampling_defaults,
+            quantization=quantization,
             engine_process=True,
         )
 

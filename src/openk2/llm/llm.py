@@ -27,7 +27,7 @@ from openk2.chat.parser import ReplyParser
 from openk2.chat.provider import ChatRequest, ProviderLoad
 from openk2.chat.template import ChatTemplate
 from openk2.chat.trace import Trace
-from openk2.checkpoint import load_generation_config
+from openk2.checkpoint import Quantization, load_generation_config
 from openk2.config import SamplingParams
 from openk2.engine import EngineConfig, StepOutput
 from openk2.engine.process import EngineClient, Outcome, ProcessEngine, Submission, ThreadEngine
@@ -52,6 +52,8 @@ class LLM:
     tokenizer: a folder, or an embedded model's name, whose tokenizer and template are used in place of the model's.
     max_model_len: prompt plus answer, in tokens; None is the model's own window.
     sampling_defaults: what holds where a request says nothing, before the checkpoint's `generation_config.json`.
+    quantization: int8 or int4 quantise the large matrices at load and bf16 packs them as they are, for the native CPU
+    kernels; parts may differ, as in `int4,head=int8`. None computes in `dtype` through torch.
     engine_process: run the engine in a process of its own, as a server should. Programs that set it guard their main
     module by `if __name__ == "__main__"`.
 
@@ -67,9 +69,11 @@ class LLM:
         tokenizer: str | Path | None = None,
         max_model_len: int | None = None,
         sampling_defaults: SamplingParams | None = None,
+        quantization: str | None = None,
         engine_process: bool = False,
         engine_config: EngineConfig | None = None,
     ) -> None:
+        formats = None if quantization is None else Quantization.parse(quantization)
         source = Source.find(model)
         self._name = source.name
         self.config = source.config
@@ -87,11 +91,12 @@ class LLM:
         self.generation_config = {} if source.folder is None else load_generation_config(source.folder)
         self.sampling_defaults = sampling_defaults or SamplingParams()
         self.stop_token_ids = self._stop_token_ids(own_tokenizer=tokenizer is None)
-        self.fingerprint = source.fingerprint()
+        # Answers change with the formats, so what names the weights does too.
+        self.fingerprint = source.fingerprint() if formats is None else f"{source.fingerprint()}-{formats.code}"
         engine_config = engine_config or EngineConfig()
         if max_model_len is not None:
             engine_config = replace(engine_config, max_model_len=max_model_len)
-        build = EngineBuilder(source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config)
+        build = EngineBuilder(source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config, formats)
         self._engine: EngineClient = ProcessEngine(build) if engine_process else ThreadEngine(build)
 
     @property

@@ -14,12 +14,12 @@ from openk2 import assets
 from openk2.chat.grammars import tool_grammars
 from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.response_format import build_constraint
-from openk2.checkpoint import Checkpoint, load_config, load_model, random_model
+from openk2.checkpoint import Checkpoint, Quantization, load_config, load_model, random_model
 from openk2.config import ModelConfig, preset
 from openk2.engine import Engine, EngineConfig
 from openk2.engine.constraint import TokenConstraint
 from openk2.engine.process import EngineParts
-from openk2.errors import CheckpointError, EnvironmentFault
+from openk2.errors import CheckpointError, ConfigError, EnvironmentFault
 from openk2.tokenizer import Tokenizer
 
 RANDOM_PREFIX = "random:"
@@ -107,15 +107,25 @@ class EngineBuilder:
     tokenizer_folder: Path
     stop_token_ids: frozenset[int]
     engine_config: EngineConfig
+    quantization: Quantization | None = None
 
     def __call__(self) -> EngineParts:
+        if self.quantization is not None and self.device != "cpu":
+            raise ConfigError("quantization packs weights for CPUs; leave it out, or take --device cpu", param="device")
         if self.device.startswith("cuda") and not torch.cuda.is_available():
             raise EnvironmentFault("no CUDA device that this torch can use; take --device cpu", param="device")
         if self.source.folder is None:
-            model = random_model(self.source.config, device=self.device, dtype=self.dtype or torch.float32)
+            model = random_model(
+                self.source.config,
+                device=self.device,
+                dtype=self.dtype or torch.float32,
+                quantization=self.quantization,
+            )
         else:
-            dtype = self.dtype or serving_dtype(Checkpoint.open(self.source.folder), self.device)
-            model = load_model(self.source.folder, device=self.device, dtype=dtype)
+            dtype = self.dtype
+            if dtype is None and self.quantization is None:
+                dtype = serving_dtype(Checkpoint.open(self.source.folder), self.device)
+            model = load_model(self.source.folder, device=self.device, dtype=dtype, quantization=self.quantization)
         tokenizer = Tokenizer.from_folder(self.tokenizer_folder)
         tool_grammars(tokenizer)  # made once, before the first request waits for it
 
