@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from openk2.checkpoint.files import INDEX_FILE, Checkpoint, load_config, open_shard
+from openk2.checkpoint.packed_file import map_packed, source_key, write_packed
 from openk2.config import ModelConfig
 from openk2.errors import CheckpointError, ConfigError
 from openk2.models import K2Model
-from openk2.models.packed import Quantization, pack_modules, sinks
+from openk2.models.packed import Quantization, Sink, pack_modules, packed_stacks, packing_sinks, plain_sinks, put_stacks
 
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -23,13 +25,15 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
     quantization: Quantization | None = None,
+    packed_folder: Path | None = None,
 ) -> K2Model:
     """The model in a checkpoint folder, in evaluation mode.
 
     Each tensor is read from its mapped file straight into the model's own memory, so the weights are never held
     twice. `dtype` casts; None keeps the dtype that the embedding is stored in. The router's correction bias is float32
     whatever the file holds. `quantization` packs the large matrices as they are read; `dtype` is then that of
-    everything else, None being float32.
+    everything else, None being float32. `packed_folder` keeps the packed matrices in a file, written the first time and
+    mapped from then on; a file there that is damaged or of another version is replaced.
 
     Raises CheckpointError naming the file and tensor when something is missing, unexpected, reshaped or truncated,
     and ConfigError when the config asks for what cannot be honoured.
@@ -50,13 +54,34 @@ def load_model(
         pack_modules(model, quantization)
         dtype = dtype or torch.float32
     model = model.to(dtype or _stored_dtype(checkpoint)).to_empty(device=device)
-    targets = sinks(model)
+    targets = plain_sinks(model)
+    if quantization is not None and packed_folder is not None:
+        _fill_packed(model, checkpoint, quantization, packed_folder)
+    else:
+        targets |= packing_sinks(model)
+    _fill(targets, checkpoint)
+    return model.eval()
+
+
+def _fill(targets: Mapping[str, Sink], checkpoint: Checkpoint) -> None:
     for path, tensors in checkpoint.shards.items():
         with open_shard(path) as shard:
             for name in tensors:
                 if name in targets:
                     targets[name](shard.get_tensor(name))
-    return model.eval()
+
+
+def _fill_packed(model: K2Model, checkpoint: Checkpoint, quantization: Quantization, folder: Path) -> None:
+    """Map the packed matrices from their file in `folder`, made now unless it is there and whole."""
+    path = folder / f"{checkpoint.folder.resolve().name}-{quantization.code}.packed"
+    source = source_key(checkpoint.folder, quantization.code)
+    layouts = {name: stack.layout for name, stack in packed_stacks(model)}
+    try:
+        put_stacks(model, map_packed(path, source, layouts))
+    except CheckpointError:
+        _fill(packing_sinks(model), checkpoint)
+        write_packed(path, source, dict(packed_stacks(model)))
+        put_stacks(model, map_packed(path, source, layouts, check_bytes=False))
 
 
 def _is_skipped(name: str, config: ModelConfig) -> bool:

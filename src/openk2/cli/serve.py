@@ -44,6 +44,9 @@ def command(
     quantization: str | None = typer.Option(
         None, help="int8, int4 or bf16: weights packed for the native CPU kernels; parts may differ: int4,head=int8."
     ),
+    packed_folder: Path | None = typer.Option(
+        None, help="Folder that keeps the packed weights of --quantization, so that the next start maps them."
+    ),
     api_key_file: Path | None = typer.Option(
         None, help="File of accepted API keys, one a line; the variable OPENK2_API_KEY adds one."
     ),
@@ -155,6 +158,7 @@ def command(
             max_model_len=max_model_len,
             sampling_defaults=sampling_defaults,
             quantization=quantization,
+            packed_folder=packed_folder,
             engine_process=True,
         )
 

@@ -54,6 +54,7 @@ class LLM:
     sampling_defaults: what holds where a request says nothing, before the checkpoint's `generation_config.json`.
     quantization: int8 or int4 quantise the large matrices at load and bf16 packs them as they are, for the native CPU
     kernels; parts may differ, as in `int4,head=int8`. None computes in `dtype` through torch.
+    packed_folder: keeps the packed matrices of checkpoints in files, so that the next start maps them.
     engine_process: run the engine in a process of its own, as a server should. Programs that set it guard their main
     module by `if __name__ == "__main__"`.
 
@@ -70,6 +71,7 @@ class LLM:
         max_model_len: int | None = None,
         sampling_defaults: SamplingParams | None = None,
         quantization: str | None = None,
+        packed_folder: Path | None = None,
         engine_process: bool = False,
         engine_config: EngineConfig | None = None,
     ) -> None:
@@ -96,7 +98,9 @@ class LLM:
         engine_config = engine_config or EngineConfig()
         if max_model_len is not None:
             engine_config = replace(engine_config, max_model_len=max_model_len)
-        build = EngineBuilder(source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config, formats)
+        build = EngineBuilder(
+            source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config, formats, packed_folder
+        )
         self._engine: EngineClient = ProcessEngine(build) if engine_process else ThreadEngine(build)
 
     @property

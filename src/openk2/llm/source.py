@@ -108,6 +108,7 @@ class EngineBuilder:
     stop_token_ids: frozenset[int]
     engine_config: EngineConfig
     quantization: Quantization | None = None
+    packed_folder: Path | None = None
 
     def __call__(self) -> EngineParts:
         if self.quantization is not None and self.device != "cpu":
@@ -125,7 +126,13 @@ class EngineBuilder:
             dtype = self.dtype
             if dtype is None and self.quantization is None:
                 dtype = serving_dtype(Checkpoint.open(self.source.folder), self.device)
-            model = load_model(self.source.folder, device=self.device, dtype=dtype, quantization=self.quantization)
+            model = load_model(
+                self.source.folder,
+                device=self.device,
+                dtype=dtype,
+                quantization=self.quantization,
+                packed_folder=self.packed_folder,
+            )
         tokenizer = Tokenizer.from_folder(self.tokenizer_folder)
         tool_grammars(tokenizer)  # made once, before the first request waits for it
 

@@ -153,9 +153,14 @@ def pack_modules(model: K2Model, quantization: Quantization) -> None:
     model.lm_head = _packed_linear(model.lm_head, quantization.head)  # type: ignore[assignment]
 
 
-def sinks(model: K2Model) -> dict[str, Sink]:
-    """What takes each tensor of a checkpoint, by its published name: plain parameters copy, packed modules pack."""
-    found: dict[str, Sink] = {name: _copy_sink(tensor) for name, tensor in model.checkpoint_tensors()}
+def plain_sinks(model: K2Model) -> dict[str, Sink]:
+    """What takes each tensor of a checkpoint that stays as it is, by its published name."""
+    return {name: _copy_sink(tensor) for name, tensor in model.checkpoint_tensors()}
+
+
+def packing_sinks(model: K2Model) -> dict[str, Sink]:
+    """What takes each tensor that is packed, by its published name; empty for a model that is not."""
+    found: dict[str, Sink] = {}
     for owner, module in model.named_modules():
         if isinstance(module, PackedLinear | PackedExperts | PackedMLP):
             found |= {f"{owner}.{suffix}": sink for suffix, sink in module.sinks()}
@@ -175,6 +180,13 @@ def packed_stacks(model: K2Model) -> Iterator[tuple[str, PackedStack]]:
         if isinstance(module, _Packed):
             for name, stack in module.stacks():
                 yield f"{owner}.{name}", stack
+
+
+def put_stacks(model: K2Model, data: dict[str, Tensor]) -> None:
+    """Take the bytes of the stacks, named as in `packed_stacks`, in place of the model's own."""
+    for name, stack_bytes in data.items():
+        owner, _, buffer = name.rpartition(".")
+        setattr(model.get_submodule(owner), buffer, stack_bytes)
 
 
 def _packed_linear(linear: Linear, format: Format) -> PackedLinear:
