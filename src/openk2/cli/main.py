@@ -26,6 +26,7 @@ VERBS = {
     "verify": "Check whether a deployment is faithful: its tool calls above all.",
     "compare": "Compare the records of two verifications.",
     "inspect": "Show what is in a model.",
+    "plan": "Plan a deployment: what fits, how fast, and what binds.",
     "connect": "Point a coding client or editor at this server.",
     "bench": "Measure speed beside this machine's limits.",
     "doctor": "Show what this machine can do.",

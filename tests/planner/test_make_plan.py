@@ -1,0 +1,145 @@
+"""Plans: what fits, what is refused and why, and what must hold for every plan."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from openk2.errors import ConfigError
+from openk2.planner import Hardware, Load, Parallelism, Plan, read_hardware, read_load, read_tokens
+from openk2.planner.make_plan import make_plan
+from openk2.planner.read_model import read_model
+
+K2 = read_model("k2-0905")
+CONTEXTS = st.integers(1, 262_144)
+LAYOUTS = st.sampled_from(
+    [Parallelism(tp_size=16), Parallelism(tp_size=8, pp_size=2), Parallelism(dp_size=16, expert_parallel=True)]
+)
+
+
+def plan(hardware: str = "16xH200", context: int = 4096, batch: int = 1, **options: object) -> Plan:
+    load = Load(context_tokens=context, batch=batch, prompt_tokens=min(1000, context), output_tokens=1000)
+    return make_plan(K2, read_hardware(hardware), load, **options)  # type: ignore[arg-type]
+
+
+def test_sixteen_h200_hold_256k_in_fp8() -> None:
+    made = plan(context=262_144)
+    assert made.refusal is None and made.speed is not None
+    assert made.memory.weights_bytes == 1_029_173_249_888
+    assert made.largest_context_tokens == 262_144
+
+
+def test_eight_h200_do_not_hold_it_and_say_what_is_missing() -> None:
+    made = plan("8xH200", context=262_144)
+    assert made.speed is None and made.refusal is not None
+    assert made.refusal.missing_bytes == made.memory.needed_bytes - 141 * 10**9 > 0
+    assert made.refusal.missing_total_bytes == 8 * made.refusal.missing_bytes
+    assert "H200" in made.advice[0]
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "bf16"])
+def test_what_the_advice_names_fits(quantization: str) -> None:
+    made = plan("8xH200", quantization=quantization)
+    count = int(made.advice[0].split(" x ")[0].split()[-1])
+    rounded = -(-count // 8) * 8
+    assert plan(f"{rounded}xH200", quantization=quantization).refusal is None
+
+
+def test_the_largest_batch_fits_and_one_more_does_not() -> None:
+    layout = Parallelism(tp_size=16)
+    most = plan(context=131_072, layout=layout).largest_batch
+    assert most > 1
+    assert plan(context=131_072, batch=most, layout=layout).refusal is None
+    too_many = plan(context=131_072, batch=most + 4, layout=layout)  # logits take room too, so not just one more
+    assert too_many.refusal is not None
+
+
+@settings(max_examples=40, deadline=None)
+@given(CONTEXTS, CONTEXTS, st.integers(1, 64), LAYOUTS)
+def test_more_context_never_needs_less(a: int, b: int, batch: int, layout: Parallelism) -> None:
+    less, more = (plan(context=c, batch=batch, layout=layout).memory.needed_bytes for c in sorted((a, b)))
+    assert less <= more
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.floats(1, 10), st.integers(1, 128), LAYOUTS)
+def test_more_bandwidth_never_slows(factor: float, batch: int, layout: Parallelism) -> None:
+    hardware = read_hardware("16xH200")
+    wide = replace(hardware.device, bandwidth_bytes_per_s=hardware.device.bandwidth_bytes_per_s * factor)
+    load = Load(context_tokens=2000, batch=batch)
+    base, faster = (make_plan(K2, one, load, layout=layout).speed for one in (hardware, replace(hardware, device=wide)))
+    assert base is not None and faster is not None
+    assert faster.decode_tokens_per_s >= base.decode_tokens_per_s
+    assert faster.time_to_first_token_s <= base.time_to_first_token_s
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 128), LAYOUTS)
+def test_rates_and_times_balance(batch: int, layout: Parallelism) -> None:
+    speed = plan(batch=batch, layout=layout).speed
+    assert speed is not None
+    assert speed.decode_tokens_per_s * speed.decode.total_s == pytest.approx(batch)
+    assert speed.prefill_tokens_per_s * speed.time_to_first_token_s == pytest.approx(1000)
+
+
+def test_one_bf16_step_of_a_small_model_by_hand() -> None:
+    """No experts to guess, one device: bytes of all weights but the lookup, over the bandwidth reached."""
+    made = make_plan(read_model("moonlight"), read_hardware("1xH100"), Load(context_tokens=2000))
+    assert made.speed is not None
+    model = made.model
+    idle = (model.active_parameters_without_embedding) * 2  # router biases are float32: 26 x 64 x 2 bytes more
+    assert made.speed.decode.weights_s == pytest.approx((idle + 26 * 64 * 2) / (3350e9 * 0.7), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda: read_hardware("0xH200"), "at least 1xH200"),
+        (lambda: read_hardware("8xH2000"), "the nearest is H200"),
+        (lambda: read_hardware("CPU-0ch-DDR5-4800"), "no device"),
+        (lambda: plan(context=300_000), "the nearest valid choice is 262144"),
+        (lambda: read_load("requests=-5", context_tokens=4096), "must not be negative"),
+        (lambda: read_load("request=5", context_tokens=4096), "did you mean requests"),
+        (lambda: read_load("in=4000,out=1000", context_tokens=4096), "does not fit a context"),
+        (lambda: read_tokens("-1"), "must not be negative"),
+        (lambda: read_tokens("lots"), "such as 131072 or 128k"),
+        (lambda: read_model("k2-0906"), "the nearest is k2-0905"),
+    ],
+)
+def test_bad_input_names_the_nearest_choice(ask: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ask()  # type: ignore[operator]
+
+
+def test_processors_by_memory_channels() -> None:
+    device = read_hardware("CPU-24ch-DDR5-6000-1536GB").device
+    assert (device.bandwidth_bytes_per_s, device.memory_bytes) == (1152e9, 1536 * 10**9)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("qwen3-coder-480b", 480.15), ("glm-4.5", 352.8)])
+def test_compared_models(name: str, billions: float) -> None:
+    assert read_model(name).parameters == pytest.approx(billions * 1e9, rel=0.003)
+
+
+def test_a_folder_with_a_config(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from openk2.config import preset
+
+    (tmp_path / "config.json").write_text(json.dumps(preset("nano").to_hf()))
+    assert read_model(str(tmp_path)).parameters == read_model("nano").parameters
+
+
+def test_the_planner_loads_nothing_heavy() -> None:
+    script = "import sys, openk2.planner, openk2.planner.make_plan\nprint(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "rich", "pydantic", "matplotlib"} & set(loaded)
+
+
+def test_hardware_is_counted() -> None:
+    hardware: Hardware = read_hardware("16 x h200")
+    assert (hardware.num_devices, hardware.num_nodes) == (16, 2)
