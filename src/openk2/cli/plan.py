@@ -10,6 +10,7 @@ import typer
 
 if TYPE_CHECKING:
     from openk2.planner import Plan
+    from openk2.planner.cost import Cost
 
 
 def command(
@@ -21,13 +22,19 @@ def command(
     cache: Annotated[str, typer.Option(help="Numbers of the cache: bf16, fp8, fp8_ds_mla, f32.")] = "bf16",
     load: Annotated[str, typer.Option(help="Such as in=1000,out=2000,cached=50%,batch=32.")] = "",
     against: Annotated[list[str] | None, typer.Option(help="Another model, beside the first.")] = None,
+    target_tps: Annotated[
+        float | None, typer.Option("--target-tps", help="Find the cheapest hardware with this decode rate in all.")
+    ] = None,
+    price: Annotated[
+        str, typer.Option(help="Dollars of your own: hour=2.5 per device; in=0.6,out=2.5,cached=0.15 per million.")
+    ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Plan a deployment: what it needs, what fits, how fast, and what binds.
 
     Exit codes: 0 it fits; 1 it does not; 2 wrong usage.
     """
-    from dataclasses import replace
+    from dataclasses import asdict, replace
 
     from openk2.planner import Load, read_hardware, read_load, read_tokens
     from openk2.planner.make_plan import make_plan
@@ -39,23 +46,76 @@ def command(
         wanted = read_load(load, context_tokens=tokens)
     else:
         wanted = Load(context_tokens=tokens, prompt_tokens=max(1, tokens // 2), output_tokens=max(1, tokens // 2))
-    first = make_plan(read_model(model), machine, wanted, quantization=quantization, cache_format=cache)
+    own = _read_price(price)
+    if target_tps is not None:
+        from openk2.planner.cost import cheapest_plan
+
+        first = cheapest_plan(
+            read_model(model), wanted, target_tokens_per_s=target_tps, quantization=quantization, cache_format=cache
+        )
+    else:
+        first = make_plan(read_model(model), machine, wanted, quantization=quantization, cache_format=cache)
+    cost = _cost(first, own)
     plans = [first]
     for name in against or ():
         shape = read_model(name)
         window = min(tokens, shape.max_context_tokens)
         kind = "fp8" if quantization is None and shape.native_scheme == "bf16" else quantization
         plans.append(
-            make_plan(shape, machine, replace(wanted, context_tokens=window), quantization=kind, cache_format=cache)
+            make_plan(
+                shape, first.hardware, replace(wanted, context_tokens=window), quantization=kind, cache_format=cache
+            )
         )
     if as_json:
         shown = [plan_json(plan) for plan in plans]
-        typer.echo(json.dumps(shown[0] | {"against": shown[1:]}, indent=2))
+        typer.echo(json.dumps(shown[0] | {"cost": cost and asdict(cost), "against": shown[1:]}, indent=2))
     else:
         for plan in plans:
-            _print(plan)
+            _print(plan, cost if plan is first else None)
     if first.refusal is not None:
         raise typer.Exit(1)
+
+
+PRICE_KEYS = ("hour", "in", "out", "cached")
+
+
+def _read_price(text: str) -> dict[str, float]:
+    from openk2.errors import ConfigError
+
+    found: dict[str, float] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.strip().partition("=")
+        try:
+            found[key] = float(value)
+        except ValueError:
+            found[key] = -1.0
+        if key not in PRICE_KEYS or not 0 <= found[key] < float("inf"):
+            raise ConfigError(f"price is written as {'=, '.join(PRICE_KEYS)}=, not {part!r}", param="price")
+    if ("in" in found) != ("out" in found):
+        raise ConfigError("a hosted price takes both in= and out=", param="price")
+    return found
+
+
+def _cost(plan: Plan, own: dict[str, float]) -> Cost | None:
+    """None where the plan does not fit, or nobody said what its device costs."""
+    from openk2.planner.cost import HostedPrice, plan_cost, prices
+
+    hour = own.get("hour", prices().device_hour_usd.get(plan.hardware.device.name))
+    if plan.speed is None or hour is None:
+        return None
+    hosted = tuple(one for one in prices().hosted if plan.model.name in one.models)
+    if "in" in own:
+        yours = HostedPrice(
+            provider="yours",
+            models=(plan.model.name,),
+            input_usd=own["in"],
+            cached_input_usd=own.get("cached", own["in"]),
+            output_usd=own["out"],
+            source="--price",
+            date="now",
+        )
+        hosted = (yours, *hosted)
+    return plan_cost(plan, hour, hosted)
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -84,12 +144,12 @@ def plan_json(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _print(plan: Plan) -> None:
+def _print(plan: Plan, cost: Cost | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for name, value in _rows(plan):
+    for name, value in [*_rows(plan), *(_cost_rows(cost) if cost else [])]:
         table.add_row(name, value)
     Console().print(table)
 
@@ -119,4 +179,21 @@ def _rows(plan: Plan) -> list[tuple[str, str]]:
         ]
     rows += [("advice", text) for text in plan.advice]
     rows += [("assumed", text) for text in plan.assumptions]
+    return rows
+
+
+def _cost_rows(cost: Cost) -> list[tuple[str, str]]:
+    rows = [
+        ("cost", f"${cost.month_usd:,.0f} for 30 days of {cost.deployments} deployment(s)"),
+        ("  one answers", f"{cost.capacity_requests_per_day:,.0f} requests a day at the load's utilization"),
+    ]
+    for one in cost.hosted:
+        reach = "within reach" if one.break_even_requests_per_day <= cost.capacity_requests_per_day else "out of reach"
+        rows.append(
+            (
+                f"  {one.provider}",
+                f"${one.month_usd:,.0f}, ${one.request_usd:.5f} a request, ${one.task_usd:.5f} a task; break-even at "
+                f"{one.break_even_requests_per_day:,.0f} requests a day, {reach} ({one.source}, {one.date})",
+            )
+        )
     return rows

@@ -1,0 +1,159 @@
+"""What a deployment costs against a hosted one: dated prices, requests a day, break-even, the cheapest hardware."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from math import ceil
+from pathlib import Path
+
+from openk2.errors import ConfigError
+from openk2.planner.hardware import catalogue, read_hardware
+from openk2.planner.load import SECONDS_PER_DAY, Load
+from openk2.planner.make_plan import make_plan
+from openk2.planner.plan import Plan
+from openk2.planner.shape import ModelShape
+
+PRICE_FILE = Path(__file__).parent / "data" / "prices.toml"
+DAYS_PER_MONTH = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostedPrice:
+    """Dollars per million tokens."""
+
+    provider: str
+    models: tuple[str, ...]
+    input_usd: float
+    cached_input_usd: float
+    output_usd: float
+    source: str
+    date: str
+
+    def request_usd(self, load: Load) -> float:
+        """Of the load's mean request."""
+        cached = load.prompt_tokens * load.cached_fraction
+        return (
+            (load.prompt_tokens - cached) * self.input_usd
+            + cached * self.cached_input_usd
+            + load.output_tokens * self.output_usd
+        ) / 1e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    device_hour_usd: Mapping[str, float]
+    """By a device's name."""
+    hosted: tuple[HostedPrice, ...]
+
+
+@cache
+def prices() -> Prices:
+    """Those that come with openk2, with source and date in `data/prices.toml`."""
+    raw = tomllib.loads(PRICE_FILE.read_text(encoding="utf-8"))
+    return Prices(
+        device_hour_usd={name: entry["usd"] for name, entry in raw["device_hour"].items()},
+        hosted=tuple(HostedPrice(**{**entry, "models": tuple(entry["models"])}) for entry in raw["hosted"]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostedCost:
+    provider: str
+    request_usd: float
+    task_usd: float
+    month_usd: float
+    break_even_requests_per_day: float
+    """From which on one deployment, running all day, is cheaper; it may not be able to answer so many."""
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Per 30 days, at the load's requests a day."""
+
+    deployments: int
+    """Copies of the planned deployment that the requests take at the load's utilization."""
+    month_usd: float
+    request_usd: float | None
+    """None without requests."""
+    capacity_requests_per_day: float
+    """Of one deployment at the load's utilization."""
+    hosted: tuple[HostedCost, ...]
+
+
+def plan_cost(plan: Plan, device_hour_usd: float, hosted: tuple[HostedPrice, ...]) -> Cost:
+    """Self-hosting and each hosted price for the plan's load. Raises ConfigError for a plan that does not fit."""
+    if plan.speed is None:
+        raise ConfigError("a plan that does not fit has no cost", param="hardware")
+    load = plan.load
+    one_month = plan.hardware.num_devices * device_hour_usd * 24 * DAYS_PER_MONTH
+    capacity = plan.speed.requests_per_s * SECONDS_PER_DAY * load.utilization
+    deployments = max(1, ceil(load.requests_per_day / capacity))
+    month = deployments * one_month
+    requests = load.requests_per_day * DAYS_PER_MONTH
+    return Cost(
+        deployments=deployments,
+        month_usd=month,
+        request_usd=month / requests if requests else None,
+        capacity_requests_per_day=capacity,
+        hosted=tuple(
+            HostedCost(
+                provider=price.provider,
+                request_usd=price.request_usd(load),
+                task_usd=price.request_usd(load) * load.requests_per_task,
+                month_usd=price.request_usd(load) * requests,
+                break_even_requests_per_day=one_month / DAYS_PER_MONTH / price.request_usd(load),
+                source=price.source,
+                date=price.date,
+            )
+            for price in hosted
+        ),
+    )
+
+
+def cheapest_plan(
+    shape: ModelShape,
+    load: Load,
+    *,
+    target_tokens_per_s: float,
+    quantization: str | None = None,
+    cache_format: str = "bf16",
+    counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32),
+) -> Plan:
+    """The plan with the lowest device price per hour whose decode reaches the target for the whole deployment.
+
+    Only devices with a price are looked at. Raises ConfigError where none reaches it, naming the fastest.
+    """
+    reached: list[tuple[float, Plan]] = []
+    best: Plan | None = None
+    for device in catalogue().values():
+        usd = prices().device_hour_usd.get(device.name)
+        if usd is None:
+            continue
+        for count in counts:
+            plan = make_plan(
+                shape,
+                read_hardware(f"{count}x{device.name}"),
+                load,
+                quantization=quantization,
+                cache_format=cache_format,
+            )
+            if plan.speed is None:
+                continue
+            if best is None or best.speed is None or plan.speed.decode_tokens_per_s > best.speed.decode_tokens_per_s:
+                best = plan
+            if plan.speed.decode_tokens_per_s >= target_tokens_per_s:
+                reached.append((usd * count, plan))
+    if reached:
+        return min(reached, key=lambda pair: pair[0])[1]
+    if best is None or best.speed is None:
+        raise ConfigError(f"{shape.name} fits on none of up to {counts[-1]} priced devices", param="target-tps")
+    raise ConfigError(
+        f"no hardware of up to {counts[-1]} devices reaches {target_tokens_per_s:g} tokens/s; the fastest is "
+        f"{best.hardware} with {best.speed.decode_tokens_per_s:.0f}. A larger batch= in --load raises the total",
+        param="target-tps",
+    )

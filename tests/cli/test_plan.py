@@ -1,0 +1,47 @@
+"""`openk2 plan` as a user calls it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from openk2.cli.plan import command
+from openk2.errors import ConfigError
+
+app = Typer()
+app.command()(command)
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_json_of_a_plan_that_fits() -> None:
+    done = run("k2-0905", "--hardware", "16xH200", "--context", "256k", "--against", "glm-4.5", "--json")
+    shown = json.loads(done.stdout)
+    assert done.exit_code == 0
+    assert shown["weights_bytes"] == 1_029_173_249_888
+    assert sum(term["bytes"] for term in shown["memory"]["terms"]) == shown["memory"]["needed_bytes"]
+    assert shown["against"][0]["model"] == "glm-4.5"
+    assert {one["provider"] for one in shown["cost"]["hosted"]} >= {"moonshot"}
+
+
+def test_a_plan_that_does_not_fit_ends_with_1_and_the_bytes() -> None:
+    done = run("k2-0905", "--hardware", "8xH200", "--context", "256k")
+    assert done.exit_code == 1
+    assert "lacks" in done.stdout
+
+
+def test_a_price_of_ones_own() -> None:
+    done = run("--load", "requests=1000,in=1000,out=1000", "--price", "hour=1,in=1,out=1", "--json")
+    cost = json.loads(done.stdout)["cost"]
+    assert cost["month_usd"] == 16 * 720
+    assert cost["hosted"][0]["month_usd"] == pytest.approx(60)
+
+
+def test_a_wrong_price_is_refused() -> None:
+    assert isinstance(run("--price", "hour=free").exception, ConfigError)
