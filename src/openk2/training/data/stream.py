@@ -299,14 +299,15 @@ def _turn(kind: str, script: Script, plan: _Plan) -> None:
         }.get(kind, single)(script)
 
 
-def conversations(seed: int, split: Split = "train", stage: int = 3) -> Iterator[Conversation]:
+def conversations(seed: int, split: Split = "train", stage: int = 3, *, joined: bool = True) -> Iterator[Conversation]:
     """An endless, reproducible stream.
 
     `stage` 0: one tool, single calls; 1: up to three tools, choice; 2: every kind, up to four tools; 3: up to six tools, longer.
     `split` `held` uses only tool names, parameter names, values and verbs that `train` never contains.
+    `joined`: with words joined from the tokenizer's own pieces.
     """
     rng = Dice(f"{seed}/{split}/{stage}")
-    lex = lexicon(split)
+    lex = lexicon(split, joined)
     kinds, weights = zip(*_STAGE_KINDS[stage].items(), strict=True)
     while True:
         kind = rng.choices(kinds, weights)[0]
@@ -340,7 +341,7 @@ def held_cases(
 def texts_for_tokenizer(seed: int, n: int) -> Iterator[str]:
     """`n` texts for learning a vocabulary: declarations, requests, arguments, answers, and lists of plain English words."""
     rng = Dice(f"{seed}/texts")
-    stream = conversations(seed, "train", 3)
+    stream = conversations(seed, "train", 3, joined=False)
     words = [w for name in ("common.txt", "nouns.txt", "adjectives.txt") for w in read_words(name).split()]
     given = 0
     while given < n:

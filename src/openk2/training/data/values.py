@@ -30,7 +30,10 @@ class Values(TechnicalValues):
     def _text(self) -> Value:
         """A message: a hand-written sentence or arbitrary words, often quoted."""
         r = self.rng
-        if r.random() < 0.5:
+        if self.lex.pieces and r.random() < 0.4:
+            # Every word a piece of copying practice: these lend the rare tokens most of their occurrences.
+            text = " ".join(self.lex.joined(r) for _ in range(r.randint(4, 10)))
+        elif r.random() < 0.5:
             text = r.choice(tables.SUBJECT_TEXTS)
         else:
             text = " ".join(
