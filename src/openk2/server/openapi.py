@@ -32,7 +32,7 @@ def _operation(summary: str, answer: Schema, error: str = "Error", *, parameters
 
 
 def _post(summary: str, body: str, answer: str, *, streams: bool = False, error: str = "Error") -> Schema:
-    content = _content(ref(answer)) | (_content(STRING, "text/event-stream") if streams else {})
+    content = _content(ref(answer)) | (_content({}, "text/event-stream") if streams else {})
     request = {"required": True, "content": _content(ref(body))}
     return {"post": {**_operation(summary, content, error), "requestBody": request}}
 
