@@ -12,7 +12,7 @@ import pytest
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta, collect_async
 from openk2.chat.messages import Completion, Message, TokenLogprob, ToolCall, ToolChoice, ToolSpec, Usage
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.client import RemoteProvider
 from openk2.client.failures import NoEndpointError, RateLimitedError, RefusedKeyError
 from openk2.client.remote import api_root
@@ -294,7 +294,7 @@ async def test_a_raw_continuation(endpoint: Any, reply: Any) -> None:
     ]
     endpoint.replies = [reply([*(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks), "data: [DONE]\n\n"])]
     sampling = SamplingParams(max_tokens=5, stop=("X",), logprobs=2, skip_special_tokens=False)
-    events = [event async for event in RemoteProvider(endpoint.url, "m").stream_text([1, 2, 3], sampling)]
+    events = [event async for event in RemoteProvider(endpoint.url, "m").stream_text(TextRequest([1, 2, 3], sampling))]
     top = (TokenLogprob(b"b", -0.5), TokenLogprob(b"c", -1.5))
     assert events == [
         TextDelta("ab", (TokenLogprob(b"b", -0.5, top),)),
@@ -309,4 +309,4 @@ async def test_a_raw_continuation(endpoint: Any, reply: Any) -> None:
 async def test_a_continuation_that_breaks_off(endpoint: Any, reply: Any) -> None:
     endpoint.replies = [reply(['data: {"choices": [{"index": 0, "text": "half", "finish_reason": null}]}\n\n'])]
     with pytest.raises(ProviderError, match="before the answer was complete"):
-        [event async for event in RemoteProvider(endpoint.url, "m").stream_text("Once", SamplingParams())]
+        [event async for event in RemoteProvider(endpoint.url, "m").stream_text(TextRequest("Once"))]

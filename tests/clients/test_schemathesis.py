@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from tests.server.conftest import Serve
 
+from openk2.chat.events import ChatEvent
 from openk2.chat.messages import Message
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.chat.scripted import ScriptedProvider, ScriptedTurn
 
 pytestmark = pytest.mark.clients
@@ -27,8 +29,8 @@ EXAMPLES = 25
 class Text(ScriptedProvider):
     """Answers whatever it is asked; a continuation too."""
 
-    async def stream_text(self, prompt: object, sampling: object):  # type: ignore[no-untyped-def]
-        async for event in self.stream(ChatRequest((Message("user", str(prompt)),), sampling=sampling)):  # type: ignore[arg-type]
+    async def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
+        async for event in self.stream(ChatRequest((Message("user", str(request.prompt)),), sampling=request.sampling)):
             yield event
 
 
@@ -41,7 +43,11 @@ def test_no_request_from_the_description_breaks_the_server(serve: Serve, tmp_pat
         "--report", "ndjson", "--report-ndjson-path", str(report),
     ]  # fmt: skip
     run = subprocess.run(
-        [str(Path(sys.executable).with_name("st")), *arguments], capture_output=True, text=True, check=False
+        [str(Path(sys.executable).with_name("st")), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert run.returncode == 0, run.stdout[-6000:]
     asked = sum("Response" in line or "ScenarioFinished" in line for line in report.read_text().splitlines())

@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from tests.support.vocabularies import synthetic_ranks
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.chat.scripted import ScriptedCall, ScriptedProvider, ScriptedTurn
 from openk2.chat.template import ChatTemplate
-from openk2.config import SamplingParams
 from openk2.server.app import create_app
 from openk2.tokenizer import Tokenizer
 
@@ -153,8 +152,8 @@ class Provider(ScriptedProvider):
     def count_prompt_tokens(self, request: ChatRequest) -> int:
         return len(self.template.render(request.messages, request.tools, variables=request.template_variables))
 
-    async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
-        yield TextDelta(str(prompt)[:9])
+    async def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
+        yield TextDelta(str(request.prompt)[:9])
         yield Finished("stop")
 
 

@@ -11,6 +11,7 @@ from tests.support.vocabularies import synthetic_ranks
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta
 from openk2.chat.messages import TokenLogprob, Usage
+from openk2.chat.provider import TextRequest
 from openk2.chat.scripted import ScriptedProvider
 from openk2.config import SamplingParams
 from openk2.errors import ProviderError, RequestError
@@ -91,7 +92,8 @@ class Echo(ScriptedProvider):
         self.broken = broken
         self.asked: list[tuple[str | Sequence[int], SamplingParams]] = []
 
-    async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+    async def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
+        prompt, sampling = request.prompt, request.sampling
         self.asked.append((prompt, sampling))
         words = str(prompt).split()
         for word in words:

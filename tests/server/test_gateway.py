@@ -15,7 +15,7 @@ from tests.support.vocabularies import synthetic_ranks
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta
 from openk2.chat.messages import Usage
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.chat.scripted import ScriptedCall, ScriptedProvider, ScriptedTurn
 from openk2.chat.template import ChatTemplate
 from openk2.client import RemoteProvider
@@ -242,7 +242,8 @@ class Raw(ScriptedProvider):
         self._text = text
         self.prompts: list[str | Sequence[int]] = []
 
-    async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+    async def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
+        prompt, sampling = request.prompt, request.sampling
         self.prompts.append(prompt)
         assert not sampling.skip_special_tokens and sampling.max_tokens == 77
         for character in self._text:

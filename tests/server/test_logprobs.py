@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta, collect
 from openk2.chat.messages import TokenLogprob, Usage
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.chat.scripted import ScriptedProvider
 from openk2.client.reply import ReplyReader
 from openk2.client.request import request_body
@@ -41,12 +41,12 @@ class Telling(ScriptedProvider):
     """Says the same in three pieces, with log probabilities where they are asked for."""
 
     async def stream(self, request: ChatRequest) -> AsyncIterator[ChatEvent]:
-        async for event in self.stream_text("", request.sampling):
+        async for event in self.stream_text(TextRequest("", request.sampling)):
             yield event
 
-    async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+    async def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
         for text, tokens in (("Hi", TOKENS[:1]), ("\U0001f44b", TOKENS[1:3]), ("!", TOKENS[3:])):
-            yield TextDelta(text, () if sampling.logprobs is None else tokens)
+            yield TextDelta(text, () if request.sampling.logprobs is None else tokens)
         yield Finished("stop", Usage(1, 4))
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from openk2.chat.messages import Usage
+from openk2.chat.messages import Message, Usage
+from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.chat.scripted import ScriptedProvider, ScriptedTurn
 from openk2.chat.trace import Trace
 from openk2.config.sampling import SamplingParams
@@ -34,6 +36,10 @@ class Characters(ScriptedProvider):
             request.trace.constraint = {"tools": ["f"]}
             request.trace.token_ids += [ord("H"), ord("i")]
         return super().stream(request)
+
+    def stream_text(self, request: TextRequest) -> Any:
+        sampling = replace(request.sampling, temperature=0.6)
+        return self.stream(ChatRequest((Message("user", str(request.prompt)),), sampling=sampling, trace=request.trace))
 
 
 def trace(prompt: str, into: Trace | None = None) -> Trace:
@@ -64,6 +70,15 @@ def test_a_request_that_asks_is_traced(serve: Serve, path: str) -> None:
     assert choice["cached_tokens"] == 3 and choice["finish_reason"] == "stop"
     assert choice["sampling"]["temperature"] == 0.6 and choice["sampling"]["stop"] == ["end"]
     assert choice["constraint"] == {"tools": ["f"]}
+
+
+def test_a_continuation_that_asks_is_traced(serve: Serve) -> None:
+    url = serve(Characters(lambda _: ScriptedTurn("Hi", usage=Usage(5, 2, 3)))).url
+    body = {"prompt": ["Once", "Twice"], "max_tokens": 9}
+    response = HTTP.post(f"{url}/v1/completions", json=body, headers={"x-openk2-trace": "1"})
+    found = HTTP.get(f"{url}/debug/trace/{response.headers['x-request-id']}").json()
+    assert [choice["prompt"] for choice in found["choices"]] == ["Once", "Twice"]
+    assert all(choice["token_ids"] == [72, 105] and choice["finish_reason"] == "stop" for choice in found["choices"])
 
 
 def test_others_are_not(serve: Serve) -> None:

@@ -89,11 +89,20 @@ class ChatProvider(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class TextRequest:
+    prompt: str | Sequence[int]
+    """Token ids, or text, in which control tokens are ordinary text."""
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    trace: Trace | None = field(default=None, compare=False)
+    """Where to tell how the answer came about; no part of what is asked."""
+
+
 class TextProvider(ChatProvider, Protocol):
     """A provider that also continues a prompt as it stands, without a chat around it."""
 
-    def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
-        """Yield `TextDelta`* and `Finished`. The prompt: token ids, or text, in which control tokens are ordinary text.
+    def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
+        """Yield `TextDelta`* and `Finished`.
 
         With `prompt_logprobs` the text begins with the prompt.
 

@@ -8,7 +8,7 @@ import random
 import re
 import ssl
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from functools import cached_property
 from typing import Any
@@ -18,14 +18,13 @@ import httpx2
 
 from openk2.chat.events import ChatEvent
 from openk2.chat.ids import count_calls
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.client.failures import SilenceError, UnreachableError, error_for
 from openk2.client.reply import ReplyReader
 from openk2.client.request import request_body, text_body
 from openk2.client.sse import event_data
 from openk2.client.text_reply import TextReplyReader
 from openk2.client.wire import WireAnswer, read_answer
-from openk2.config.sampling import SamplingParams
 from openk2.errors import ModelNotFoundError, OpenK2Error, OverloadedError, ProviderError, RequestError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -125,15 +124,13 @@ class RemoteProvider:
             async for event in events:
                 yield event
 
-    async def stream_text(
-        self, prompt: str | Sequence[int], sampling: SamplingParams
-    ) -> AsyncGenerator[ChatEvent, None]:
+    async def stream_text(self, request: TextRequest) -> AsyncGenerator[ChatEvent, None]:
         """Continue a raw prompt by the endpoint's legacy completions; raises as `stream` does.
 
         Whether control tokens in a text are ones is the endpoint's business.
         """
-        body = text_body(prompt, sampling, await self._known_model())
-        async with aclosing(self._events("/completions", body, TextReplyReader(sampling.stop))) as events:
+        body = text_body(request.prompt, request.sampling, await self._known_model())
+        async with aclosing(self._events("/completions", body, TextReplyReader(request.sampling.stop))) as events:
             async for event in events:
                 yield event
 

@@ -24,7 +24,7 @@ from openk2.chat.events import ChatEvent, collect
 from openk2.chat.ids import count_calls
 from openk2.chat.messages import Completion, Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.parser import ReplyParser
-from openk2.chat.provider import ChatRequest, ProviderLoad
+from openk2.chat.provider import ChatRequest, ProviderLoad, TextRequest
 from openk2.chat.template import ChatTemplate
 from openk2.chat.trace import Trace
 from openk2.checkpoint import Quantization, load_generation_config
@@ -151,10 +151,10 @@ class LLM:
             async for event in events:
                 yield event
 
-    async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+    async def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
         """See `TextProvider.stream_text`."""
-        submission, answer = await asyncio.to_thread(self._prepare_text, prompt, sampling)
-        async with contextlib.aclosing(self._events(submission, answer)) as events:
+        submission, answer = await asyncio.to_thread(self._prepare_text, request)
+        async with contextlib.aclosing(self._events(submission, answer, request.trace)) as events:
             async for event in events:
                 yield event
 
@@ -207,7 +207,7 @@ class LLM:
 
         Raises RequestError or ProviderError.
         """
-        submission, answer = self._prepare_text(prompt, sampling or SamplingParams())
+        submission, answer = self._prepare_text(TextRequest(prompt, sampling or SamplingParams()))
         for outcome in self._outcomes(submission, answer):
             answer.feed(outcome)
         return answer.generation()
@@ -252,9 +252,13 @@ class LLM:
     def _prompt(self, request: ChatRequest) -> list[int]:
         return self.template.render(request.messages, request.tools, variables=request.template_variables)
 
-    def _prepare_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> tuple[Submission, RawAnswer]:
+    def _prepare_text(self, request: TextRequest) -> tuple[Submission, RawAnswer]:
+        prompt = request.prompt
         ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        resolved = self._resolve(sampling, len(ids))
+        resolved = self._resolve(request.sampling, len(ids))
+        if request.trace is not None:
+            request.trace.prompt_token_ids, request.trace.decode = ids, self._text_of
+            request.trace.sampling = resolved
         submission = Submission(uuid.uuid4().hex, ids, replace(resolved, stop=()), self.stop_token_ids)
         return submission, RawAnswer(self.tokenizer, ids, resolved)
 

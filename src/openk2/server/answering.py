@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from fastapi import Request
 
 from openk2.chat.events import ChatEvent, Finished
-from openk2.chat.provider import ChatProvider, ChatRequest, ProviderLoad, TextProvider
+from openk2.chat.provider import ChatProvider, ChatRequest, ProviderLoad, TextProvider, TextRequest
 from openk2.chat.trace import Trace
-from openk2.config.sampling import SamplingParams
 from openk2.errors import OverloadedError, QueueFullError, TimeLimitError
 from openk2.server.cache_misses import CacheMisses
 from openk2.server.metrics import Metrics, NamedLoad
@@ -20,6 +20,8 @@ from openk2.server.request_record import RequestRecord
 from openk2.server.settings import ServerSettings
 from openk2.server.streams import ChoiceEvent, Merged, describe_failure
 from openk2.server.traces import RequestTrace, Traces, is_wanted
+
+Asked = TypeVar("Asked", ChatRequest, TextRequest)
 
 
 class Answering:
@@ -49,26 +51,27 @@ class Answering:
         Raises OverloadedError or QueueFullError, at once, when no answer is begun now.
         """
         self._admit()
-        trace: RequestTrace | None = None
-        if is_wanted(request.headers) or self.cache_misses is not None:
-            asked = [replace(choice, trace=Trace()) for choice in asked]
-            trace = RequestTrace(RequestRecord.of(request), [choice.trace for choice in asked if choice.trace])
+        asked, trace = self._traced(request, asked)
         return self._answer(request, [provider.stream(choice) for choice in asked], trace)
 
     def text(
-        self,
-        request: Request,
-        provider: TextProvider,
-        asked: Sequence[tuple[str | Sequence[int], SamplingParams]],
+        self, request: Request, provider: TextProvider, asked: Sequence[TextRequest]
     ) -> AsyncGenerator[ChoiceEvent]:
         """Continuations of prompts; otherwise as `chat`."""
         self._admit()
-        return self._answer(request, [provider.stream_text(prompt, sampling) for prompt, sampling in asked])
+        asked, trace = self._traced(request, asked)
+        return self._answer(request, [provider.stream_text(choice) for choice in asked], trace)
 
     def end_all(self) -> None:
         """End what is under way with an error, when it may not go on any longer."""
         for merged in self._under_way:
             merged.fail(OverloadedError("the server is shutting down, and did not finish this answer in time"))
+
+    def _traced(self, request: Request, asked: Sequence[Asked]) -> tuple[Sequence[Asked], RequestTrace | None]:
+        if not is_wanted(request.headers) and self.cache_misses is None:
+            return asked, None
+        asked = [replace(choice, trace=Trace()) for choice in asked]
+        return asked, RequestTrace(RequestRecord.of(request), [choice.trace for choice in asked if choice.trace])
 
     def _admit(self) -> None:
         if self.is_draining:
@@ -114,7 +117,7 @@ class Answering:
             await events.aclose()
 
     def _finish(self, trace: RequestTrace, choice: int, finished: Finished) -> None:
-        """The choices of a request have one prompt, so the first to end tells what became of it in the cache."""
+        """A chat's choices have one prompt, so the first to end tells what became of it in the cache."""
         if not trace.finished and self.cache_misses is not None:
             cached_tokens = finished.usage.cached_tokens
             trace.cache_miss = self.cache_misses.explain(trace.record.request_id, trace.choices[choice], cached_tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from tests.support.vocabularies import synthetic_ranks
 
 from openk2.chat.events import CallBegin, ChatEvent, Finished, TextDelta, collect
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, Usage
+from openk2.chat.provider import TextRequest
 from openk2.chat.template import ChatTemplate
 from openk2.client.gateway.completions import DEFAULT_MAX_TOKENS, CompletionsProvider
 from openk2.config.sampling import SamplingParams
@@ -40,10 +41,10 @@ class RawUpstream:
         self.samplings: list[SamplingParams] = []
         self.was_left = False
 
-    async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
-        assert not isinstance(prompt, str)
-        self.prompts.append(TOKENIZER.decode(prompt))
-        self.samplings.append(sampling)
+    async def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
+        assert not isinstance(request.prompt, str)
+        self.prompts.append(TOKENIZER.decode(request.prompt))
+        self.samplings.append(request.sampling)
         self.was_left = True
         for piece in self._pieces:
             yield TextDelta(piece)
@@ -155,7 +156,7 @@ async def test_what_raw_completions_cannot_do_is_refused(request_: Any, param: s
 
 async def test_a_broken_upstream_breaks_the_answer() -> None:
     class Broken(RawUpstream):
-        async def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+        async def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
             yield TextDelta("half")
             raise ProviderError("gone")
 

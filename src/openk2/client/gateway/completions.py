@@ -17,7 +17,7 @@ from openk2.chat.ids import call_id, count_calls
 from openk2.chat.lexers import Marker, Piece, TextLexer
 from openk2.chat.messages import FinishReason, Usage
 from openk2.chat.parser import ReplyParser
-from openk2.chat.provider import ChatRequest
+from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.chat.stop_strings import StopStrings
 from openk2.chat.template import ChatTemplate
 from openk2.client.remote import RemoteProvider
@@ -46,16 +46,17 @@ class CompletionsProvider:
     def max_model_len(self) -> int | None:
         return self._upstream.max_model_len
 
-    def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+    def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
         """See `TextProvider.stream_text`. The prompt goes out as token ids, so control tokens in a text are text."""
+        prompt = request.prompt
         ids = self._template.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        return self._upstream.stream_text(ids, sampling)
+        return self._upstream.stream_text(replace(request, prompt=ids))
 
     async def stream(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         """See `ChatProvider.stream`. Raises RequestError for what raw completions cannot do."""
         _refuse_what_cannot_be_done(request)
         prompt, answer, sampling = await asyncio.to_thread(self._prepare, request)
-        async with aclosing(self._upstream.stream_text(prompt, sampling)) as events:
+        async with aclosing(self._upstream.stream_text(TextRequest(prompt, sampling))) as events:
             async for event in events:
                 for following in answer.feed(event):
                     yield following

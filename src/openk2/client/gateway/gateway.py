@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from dataclasses import replace
 from enum import StrEnum
 
 from openk2.chat.events import ChatEvent
 from openk2.chat.ids import canonicalize
-from openk2.chat.provider import ChatRequest, ProviderFigure
+from openk2.chat.provider import ChatRequest, ProviderFigure, TextRequest
 from openk2.chat.template import ChatTemplate
 from openk2.client.gateway.calls import CallCheck, InvalidCallError
 from openk2.client.gateway.router import Router
-from openk2.config.sampling import SamplingParams
 
 _ABOUT_CALLS = "What was done to tool calls of upstreams, or found wrong with them."
 
@@ -93,9 +92,9 @@ class Gateway:
                 may_ask_again = False
                 self.counts["asked again"] += 1
 
-    def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncIterator[ChatEvent]:
+    def stream_text(self, request: TextRequest) -> AsyncIterator[ChatEvent]:
         """See `TextProvider.stream_text`; whether control tokens in a text are ones is the upstream's business."""
-        return self.router.stream_text(prompt, sampling)
+        return self.router.stream_text(request)
 
     async def _checked(self, request: ChatRequest) -> AsyncGenerator[ChatEvent, None]:
         check = CallCheck(request, self.counts, passes_invalid=self._invalid_calls is InvalidCalls.PASS)

@@ -8,12 +8,11 @@ from contextlib import aclosing
 from typing import Any, cast
 
 from openk2.chat.events import ChatEvent
-from openk2.chat.provider import ChatProvider, ChatRequest, ProviderFigure, TextProvider
+from openk2.chat.provider import ChatProvider, ChatRequest, ProviderFigure, TextProvider, TextRequest
 from openk2.client.failures import EndpointError, SilenceError, UnreachableError
 from openk2.client.gateway.health import HealthWatch
 from openk2.client.gateway.routing import choose, conversation_key, text_key
 from openk2.client.gateway.upstream import Upstream
-from openk2.config.sampling import SamplingParams
 from openk2.errors import ModelNotFoundError, OpenK2Error, ProviderError
 
 logger = logging.getLogger(__name__)
@@ -73,11 +72,10 @@ class Router:
         """See `ChatProvider.stream`; raises what the last upstream raised that was tried."""
         return self._answer(conversation_key(request), lambda provider: provider.stream(request))
 
-    def stream_text(self, prompt: str | Sequence[int], sampling: SamplingParams) -> AsyncGenerator[ChatEvent, None]:
+    def stream_text(self, request: TextRequest) -> AsyncGenerator[ChatEvent, None]:
         """See `TextProvider.stream_text`."""
-        return self._answer(
-            text_key(prompt), lambda provider: cast("TextProvider", provider).stream_text(prompt, sampling)
-        )
+        key = text_key(request.prompt)
+        return self._answer(key, lambda provider: cast("TextProvider", provider).stream_text(request))
 
     async def _answer(
         self, key: bytes, ask: Callable[[ChatProvider], AsyncIterator[ChatEvent]]

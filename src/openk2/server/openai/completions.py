@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from openk2.chat.events import Finished, TextDelta
 from openk2.chat.messages import Completion, Usage
-from openk2.chat.provider import ChatProvider, TextProvider
+from openk2.chat.provider import ChatProvider, TextProvider, TextRequest
 from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
 from openk2.server.fields import Fields, wrong_type, wrong_value
@@ -55,12 +55,14 @@ class CompletionRequest:
     ignored: tuple[str, ...]
     """Parameters that were sent and have no effect here."""
 
-    def asked(self) -> list[tuple[Prompt, SamplingParams]]:
+    def asked(self) -> list[TextRequest]:
         """Every continuation, those of a prompt together."""
         sampling = self.sampling
         if self.best_of > self.n and sampling.logprobs is None:
             sampling = replace(sampling, logprobs=0)
-        return [(prompt, each) for prompt in self.prompts for each in choice_sampling(sampling, self.best_of)]
+        return [
+            TextRequest(prompt, each) for prompt in self.prompts for each in choice_sampling(sampling, self.best_of)
+        ]
 
     def chosen(self, completions: Sequence[Completion]) -> list[Completion]:
         """The choices among what was asked for, each prompt's likeliest first."""

@@ -32,8 +32,8 @@ _JOINED = 0.8
 tokens often: one in ten tokens that held-out calls copy was copied in less than one of a hundred training
 conversations, and a token that is rarely copied in training is not copied at all."""
 
-_FURTHER = {"nouns": 3.0, "adjectives": 2.0, "common": 2.0}
-"""Joined words for each listed word of training, for the same reason."""
+_FURTHER_NOUNS, _FURTHER_OTHERS = 3.0, 2.0
+"""Joined words for each listed noun, adjective and common word of training, for the same reason."""
 
 
 def hash_says_held(word: str) -> bool:
@@ -152,9 +152,13 @@ def lexicon(split: Split, joined: bool = True) -> Lexicon:
     if not part.pieces:
         return part
     rng = Dice("further words")
-    further = {
-        field: (*words, *(part.joined(rng) for _ in range(int(share * len(words)))))
-        for field, share in _FURTHER.items()
-        for words in [getattr(part, field)]
-    }
-    return replace(part, **further)
+
+    def further(words: tuple[str, ...], share: float) -> tuple[str, ...]:
+        return (*words, *(part.joined(rng) for _ in range(int(share * len(words)))))
+
+    return replace(
+        part,
+        nouns=further(part.nouns, _FURTHER_NOUNS),
+        adjectives=further(part.adjectives, _FURTHER_OTHERS),
+        common=further(part.common, _FURTHER_OTHERS),
+    )
