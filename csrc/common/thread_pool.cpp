@@ -13,7 +13,7 @@ namespace {
 using Body = void (*)(const void*, int64_t);
 using Clock = std::chrono::steady_clock;
 
-// A decode step calls one kernel after the other with some 20 us of Python in between. Longer waits sleep, so that a
+// A decode step calls one kernel after the other with a little Python in between. Longer waits sleep, so that a
 // core which another process wants is not burnt.
 constexpr auto kSpin = std::chrono::microseconds(50);
 constexpr int kPausesPerLook = 16;
