@@ -231,9 +231,8 @@ inline void store_columns(float* to, const Lanes& lanes, int64_t count) {
         store_some(to, lanes, count);
 }
 
-// exp in steps that every instruction set rounds alike; 1.2 units of the last place off at most (4 million arguments,
-// against float64). Cody and Waite's reduction by ln 2,
-// then the Taylor polynomial of degree 7 on |r| <= ln 2 / 2.
+// exp in steps that every instruction set rounds alike; at most 1.2 units of the last place off (4 million arguments
+// against float64). Cody and Waite's reduction by ln 2, then the Taylor polynomial of degree 7 on |r| <= ln 2 / 2.
 inline F32 exponential(F32 x) {
     x = x > 88.0f ? (F32{} + 88.0f) : x;
     x = x < -87.0f ? (F32{} - 87.0f) : x;
