@@ -4,16 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from openk2.chat.builtin_tools import BUILTIN_TOOLS
 from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Slot
 from openk2.training.data.requests import Request, add_phrase, dump, make_request, polish, spaced
 from openk2.training.data.script import NO_TOOL, Script, as_content, invent_result
 from openk2.training.data.value import Value
 
+_CLOCK = 0.3
+"""Share of single training turns that ask for the time, where that tool is declared."""
+
 
 def single(script: Script) -> None:
     """One request, one call, usually with its result and the answer."""
-    tool = script.rng.choice(script.tools)
+    rng = script.rng
+    tool = rng.choice(script.tools)
+    if script.lex.split == "train" and rng.random() < _CLOCK:
+        # Which place has which time zone is the one thing that must be known by heart.
+        tool = next((t for t in script.tools if t.spec in BUILTIN_TOOLS and t.name == "current_time"), tool)
     request = make_request(tool, script.values)
     script.user(request.text)
     finish(script, [request])
