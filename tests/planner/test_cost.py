@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from openk2.errors import ConfigError
@@ -47,3 +49,25 @@ def test_the_cheapest_hardware_reaches_the_target() -> None:
     assert made.speed is not None and made.speed.decode_tokens_per_s >= 200
     with pytest.raises(ConfigError, match="the fastest is"):
         cheapest_plan(model, wanted, target_tokens_per_s=1e6, counts=(8, 16))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[device_hours.H200]\nusd = 1", "unknown tables device_hours; there are"),
+        ("[device_hour.H200]\nusd = -1", r"device_hour.H200: usd must be dollars of at least 0, not -1"),
+        ("[device_hour.H200]\neur = 1", "usd must be dollars of at least 0, not None"),
+        ("[[hosted]]\nprovider = 'me'", "hosted price of me: it must have exactly provider, models"),
+        ("[[hosted", "is no TOML"),
+    ],
+)
+def test_price_files_with_mistakes_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        prices(file)
+
+
+def test_a_price_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read .*: No such file"):
+        prices(tmp_path / "prices.toml")

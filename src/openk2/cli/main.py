@@ -27,6 +27,8 @@ VERBS = {
     "compare": "Compare the records of two verifications.",
     "inspect": "Show what is in a model.",
     "plan": "Plan a deployment: what fits, how fast, and what binds.",
+    "claims": "The public guide's numbers, checked.",
+    "deploy": "Write a plan as vLLM or SGLang: script, compose file, Kubernetes.",
     "connect": "Point a coding client or editor at this server.",
     "bench": "Measure speed beside this machine's limits.",
     "doctor": "Show what this machine can do.",

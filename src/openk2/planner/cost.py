@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 from openk2.errors import ConfigError
 from openk2.planner.hardware import catalogue, read_hardware
@@ -50,13 +50,62 @@ class Prices:
 
 
 @cache
-def prices() -> Prices:
-    """Those that come with openk2, with source and date in `data/prices.toml`."""
-    raw = tomllib.loads(PRICE_FILE.read_text(encoding="utf-8"))
-    return Prices(
-        device_hour_usd={name: entry["usd"] for name, entry in raw["device_hour"].items()},
-        hosted=tuple(HostedPrice(**{**entry, "models": tuple(entry["models"])}) for entry in raw["hosted"]),
-    )
+def prices(file: Path = PRICE_FILE) -> Prices:
+    """Of a price file; without one, those that come with openk2, with source and date in `data/prices.toml`.
+
+    Raises ConfigError naming the entry and the field for whatever is wrong.
+    """
+    import tomllib
+
+    try:
+        raw = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}", param=str(file)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is no TOML: {error}", param=str(file)) from None
+    unknown = set(raw) - {"device_hour", "hosted"}
+    if unknown:
+        raise ConfigError(
+            f"{file} has unknown tables {', '.join(sorted(unknown))}; there are [device_hour.NAME] and [[hosted]]",
+            param=str(file),
+        )
+    hours = {
+        name: _usd(entry, "usd", f"{file}: device_hour.{name}") for name, entry in raw.get("device_hour", {}).items()
+    }
+    return Prices(device_hour_usd=hours, hosted=tuple(_hosted(entry, file) for entry in raw.get("hosted", ())))
+
+
+def _usd(entry: object, key: str, where: str) -> float:
+    value = entry.get(key) if isinstance(entry, Mapping) else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
+        raise ConfigError(f"{where}: {key} must be dollars of at least 0, not {value!r}", param=key)
+    return float(value)
+
+
+def _hosted(entry: Mapping[str, Any], file: Path) -> HostedPrice:
+    where = f"{file}: hosted price of {entry.get('provider', 'an unnamed provider')}"
+    known = [one.name for one in fields(HostedPrice)]
+    wrong = sorted(set(entry) ^ set(known))
+    if wrong:
+        raise ConfigError(f"{where}: it must have exactly {', '.join(known)}; see {', '.join(wrong)}", param=str(file))
+    values = {key: _usd(entry, key, where) for key in known if key.endswith("_usd")}
+    return HostedPrice(**{**entry, **values, "models": tuple(entry["models"])})
+
+
+def device_hour_usd(device: str) -> float:
+    """Of openk2's own price file. Raises ConfigError for a device without a price."""
+    found = prices().device_hour_usd.get(device)
+    if found is None:
+        raise ConfigError(f"no price for {device}; there are {', '.join(prices().device_hour_usd)}", param="hardware")
+    return found
+
+
+def hosted_price(provider: str, model: str) -> HostedPrice:
+    """Of openk2's own price file. Raises ConfigError for a provider that does not host the model."""
+    for one in prices().hosted:
+        if one.provider == provider and model in one.models:
+            return one
+    raise ConfigError(f"no price of {provider} for {model}", param="provider")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
 
 from openk2.errors import ConfigError
@@ -57,7 +58,7 @@ class Scheme:
     """Which format the matrices of each kind have; vectors stay in bfloat16, and the router's bias in float32."""
 
     name: str
-    formats: Mapping[Kind, Format] = field(default_factory=dict)
+    formats: Mapping[Kind, Format] = field(default_factory=dict, hash=False)
     default: Format = BF16
     arithmetic: str = "bf16"
     """In which numbers it is multiplied: bf16, fp8, int8 or f32; a device without them takes bf16."""
@@ -120,6 +121,7 @@ def weights_bytes_by_kind(shape: ModelShape, scheme: Scheme) -> dict[Kind, int]:
     return {kind: ceil(size) for kind, size in sizes.items()}
 
 
+@lru_cache(maxsize=256)
 def weights_bytes(shape: ModelShape, scheme: Scheme) -> int:
     """Of the whole checkpoint's tensors: 1,029,173,249,888 for K2 in its published FP8."""
     return ceil(sum((scheme.group_bytes(tensor) for tensor in shape.tensors()), Fraction(0)))

@@ -1,14 +1,13 @@
 """Devices and what they are built into: the catalogue, `16xH200`, or a file of the user's.
 
-Peak figures come from the vendors' data sheets, dense (without structured sparsity), each with its source and date in
-`data/hardware.toml`. What programs reach of them is an `Efficiency`, kept apart so that a prediction shows both.
+Peak figures are the vendors', dense (without structured sparsity), mostly read at third parties: `data/hardware.toml`
+says for each where, and what is from memory. What programs reach of them is an `Efficiency`, kept apart so that a
+prediction shows both.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cache
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from openk2.errors import ConfigError
+from openk2.planner.nearest import nearest
 
 CATALOGUE_FILE = Path(__file__).parent / "data" / "hardware.toml"
 
@@ -71,7 +71,7 @@ class Efficiency:
     """Per routed expert that a step calls by itself; kernels over all experts at once have none."""
     overhead_s_per_step: float = 1e-3
     """Scheduling, sampling, and the way to the caller."""
-    source: str = "assumed: what published runs of vLLM and SGLang suggest; not measured here"
+    source: str = "assumed: neither measured here nor fitted to published runs"
 
     def __post_init__(self) -> None:
         for name in ("bandwidth_fraction", "flops_fraction", "link_fraction"):
@@ -84,7 +84,7 @@ CPU_EFFICIENCY = Efficiency(
     bandwidth_fraction=0.6,
     flops_fraction=0.3,
     overhead_s_per_layer=30e-6,
-    source="assumed: llama.cpp reached 40 to 63% of a server processor's bandwidth on this architecture",
+    source="assumed; llama.cpp reached 40 to 63% of one thread's bandwidth on a small model of this architecture",
 )
 
 
@@ -117,6 +117,8 @@ def read_devices(text: str, file: str) -> dict[str, Device]:
 
     Raises ConfigError naming the device and the field for whatever is wrong.
     """
+    import tomllib
+
     try:
         tables = tomllib.loads(text).get("device", {})
     except tomllib.TOMLDecodeError as error:
@@ -212,8 +214,8 @@ def read_hardware(text: str, *, file: Path | None = None) -> Hardware:
     key = name.lower().replace(" ", "-")
     device = devices.get(key) or cpu_by_channels(key)
     if device is None:
-        near = difflib.get_close_matches(key, devices, n=1, cutoff=0.3)
-        hint = f"; the nearest is {devices[near[0]].name}" if near else ""
+        near = nearest(key, devices)
+        hint = f"; the nearest is {devices[near].name}" if near else ""
         names = ", ".join(one.name for one in devices.values())
         raise ConfigError(
             f"no device {name!r}{hint}. There are {names}, processors as "

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from dataclasses import dataclass, fields
 
 from openk2.errors import ConfigError
+from openk2.planner.nearest import nearest
 
 SECONDS_PER_DAY = 86_400
 
@@ -101,10 +101,10 @@ def read_load(text: str, *, context_tokens: int) -> Load:
         key, equals, value = part.partition("=")
         key = key.strip().lower()
         if not equals or key not in LOAD_KEYS:
-            near = difflib.get_close_matches(key, LOAD_KEYS, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = nearest(key, LOAD_KEYS)
+            hint = f"; the nearest is {near}=" if near else ""
             raise ConfigError(
-                f"load has no {part!r}{hint} It has {', '.join(f'{k}=' for k in LOAD_KEYS)}", param="load"
+                f"load has no {part!r}{hint}. It has {', '.join(f'{k}=' for k in LOAD_KEYS)}", param="load"
             )
         if value.endswith("%"):
             number = read_count(value[:-1], param=key) / 100

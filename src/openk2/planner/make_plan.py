@@ -38,7 +38,8 @@ def make_plan(
     layout: Parallelism | None = None,
 ) -> Plan:
     """The plan for one question; with no `layout`, the one that answers the load's requests fastest of those that fit,
-    else the one that lacks least. A plan that does not fit has a `refusal` and no speed.
+    else the one that holds the longest context, else the one that lacks least. A plan that does not fit has a `refusal`
+    and no speed.
 
     Raises ConfigError for a context beyond the model's window or a layout that cannot be.
     """
@@ -62,7 +63,7 @@ def make_plan(
     fitting = [plan for plan in plans if plan.speed is not None]
     if fitting:
         return max(fitting, key=lambda plan: plan.speed.requests_per_s if plan.speed else 0.0)
-    return min(plans, key=lambda plan: plan.memory.missing_bytes)
+    return max(plans, key=lambda plan: (plan.largest_context_tokens, -plan.memory.missing_bytes))
 
 
 def _plan(

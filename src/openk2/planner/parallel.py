@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil
+from types import MappingProxyType
 
 from openk2.errors import ConfigError
-from openk2.planner.formats import Scheme
+from openk2.planner.formats import Scheme, weights_bytes
 from openk2.planner.shape import Kind, ModelShape, Split, TensorGroup
 
 
@@ -81,7 +84,8 @@ def stage_share(shape: ModelShape, tensor: TensorGroup, parallelism: Parallelism
     return Fraction(ceil(shape.num_layers / parallelism.pp_size), shape.num_layers)
 
 
-def device_weights_bytes_by_kind(shape: ModelShape, scheme: Scheme, parallelism: Parallelism) -> dict[Kind, int]:
+@lru_cache(maxsize=1024)  # a plan asks several times for each layout; exact fractions cost 30 ms a time
+def device_weights_bytes_by_kind(shape: ModelShape, scheme: Scheme, parallelism: Parallelism) -> Mapping[Kind, int]:
     """Weights on the fullest device, by kind."""
     sizes: dict[Kind, Fraction] = {}
     for tensor in shape.tensors():
@@ -91,13 +95,13 @@ def device_weights_bytes_by_kind(shape: ModelShape, scheme: Scheme, parallelism:
             size = scheme.group_bytes(tensor) * most / shape.num_experts
         size *= stage_share(shape, tensor, parallelism)
         sizes[tensor.kind] = sizes.get(tensor.kind, Fraction(0)) + size
-    return {kind: ceil(size) for kind, size in sizes.items()}
+    return MappingProxyType({kind: ceil(size) for kind, size in sizes.items()})
 
 
 def replicated_weights_bytes(shape: ModelShape, scheme: Scheme, parallelism: Parallelism) -> int:
     """What all devices together hold beyond one copy of the model."""
     held = sum(device_weights_bytes_by_kind(shape, scheme, parallelism).values()) * parallelism.num_devices
-    return max(0, held - ceil(sum((scheme.group_bytes(t) for t in shape.tensors()), Fraction(0))))
+    return max(0, held - weights_bytes(shape, scheme))
 
 
 def device_cache_bytes_per_token(bytes_per_token: int, shape: ModelShape, parallelism: Parallelism) -> Fraction:

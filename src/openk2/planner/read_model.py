@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 
 from openk2.config import PRESETS, ModelConfig, preset
 from openk2.errors import ConfigError
+from openk2.planner.nearest import nearest
 from openk2.planner.shape import GroupedAttention, ModelShape
 
 PUBLISHED_SCHEMES = {"k2": "fp8", "k2-0905": "fp8", "k2-thinking": "int4", "deepseek-v3": "fp8"}
@@ -74,8 +74,8 @@ def read_model(model: str) -> ModelShape:
     if key in PRESETS:
         return ModelShape.from_config(key, preset(key), native_scheme=PUBLISHED_SCHEMES.get(key, "bf16"))
     names = [*PRESETS, *COMPARED]
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.3)
-    hint = f"; the nearest is {near[0]}" if near else ""
+    near = nearest(key, names)
+    hint = f"; the nearest is {near}" if near else ""
     raise ConfigError(
         f"no model {model!r}{hint}. There are {', '.join(names)}, and any folder with a config.json", param="model"
     )
