@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -45,3 +46,33 @@ def test_a_price_of_ones_own() -> None:
 
 def test_a_wrong_price_is_refused() -> None:
     assert isinstance(run("--price", "hour=free").exception, ConfigError)
+
+
+def test_a_price_file_of_ones_own_replaces_ours(tmp_path: Path) -> None:
+    file = tmp_path / "prices.toml"
+    file.write_text(
+        '[device_hour.H200]\nusd = 1\n[[hosted]]\nprovider = "mine"\nmodels = ["k2-0905"]\ninput_usd = 1\n'
+        'cached_input_usd = 1\noutput_usd = 1\nsource = "a contract"\ndate = "2026-11-25"\n'
+    )
+    load = ("--load", "requests=1000,in=1000,out=1000", "--price-file", str(file))
+    cost = json.loads(run(*load, "--json").stdout)["cost"]
+    assert cost["month_usd"] == 16 * 720
+    assert [one["provider"] for one in cost["hosted"]] == ["mine"]
+    assert json.loads(run(*load, "--hardware", "16xH100", "--json").stdout)["cost"] is None  # the file has no H100
+
+
+def test_plots_are_written_and_named(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = run("--hardware", "16xH200", "--plots", str(tmp_path / "plots"), "--json")
+    files = json.loads(done.stdout)["plots"]
+    assert sorted(Path(file).name for file in files) == [
+        f"{name}.{end}" for name in ("cost", "memory", "speed") for end in ("png", "svg")
+    ]
+    assert all(Path(file).is_file() for file in files)
+
+
+def test_a_plan_that_does_not_fit_draws_its_memory(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    done = run("--hardware", "8xH100", "--plots", str(tmp_path), "--json")
+    assert done.exit_code == 1
+    assert {Path(file).stem for file in json.loads(done.stdout)["plots"]} == {"memory"}

@@ -5,22 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from openk2.errors import ConfigError
-from openk2.planner import Hardware, Load, Parallelism, Plan, read_hardware, read_load, read_tokens
+from openk2.planner import Hardware, Load, Parallelism, Plan, read_hardware
 from openk2.planner.make_plan import layouts, make_plan
 from openk2.planner.read_model import read_model
 
 K2 = read_model("k2-0905")
-CONTEXTS = st.integers(1, 262_144)
-LAYOUTS = st.sampled_from(
-    [Parallelism(tp_size=16), Parallelism(tp_size=8, pp_size=2), Parallelism(dp_size=16, expert_parallel=True)]
-)
 
 
 def plan(hardware: str = "16xH200", context: int = 4096, batch: int = 1, **options: object) -> Plan:
@@ -68,32 +60,15 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert too_many.refusal is not None
 
 
-@settings(max_examples=40, deadline=None)
-@given(CONTEXTS, CONTEXTS, st.integers(1, 64), LAYOUTS)
-def test_more_context_never_needs_less(a: int, b: int, batch: int, layout: Parallelism) -> None:
-    less, more = (plan(context=c, batch=batch, layout=layout).memory.needed_bytes for c in sorted((a, b)))
-    assert less <= more
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.floats(1, 10), st.integers(1, 128), LAYOUTS)
-def test_more_bandwidth_never_slows(factor: float, batch: int, layout: Parallelism) -> None:
-    hardware = read_hardware("16xH200")
-    wide = replace(hardware.device, bandwidth_bytes_per_s=hardware.device.bandwidth_bytes_per_s * factor)
-    load = Load(context_tokens=2000, batch=batch)
-    base, faster = (make_plan(K2, one, load, layout=layout).speed for one in (hardware, replace(hardware, device=wide)))
-    assert base is not None and faster is not None
-    assert faster.decode_tokens_per_s >= base.decode_tokens_per_s
-    assert faster.time_to_first_token_s <= base.time_to_first_token_s
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 128), LAYOUTS)
-def test_rates_and_times_balance(batch: int, layout: Parallelism) -> None:
-    speed = plan(batch=batch, layout=layout).speed
-    assert speed is not None
-    assert speed.decode_tokens_per_s * speed.decode.total_s == pytest.approx(batch)
-    assert speed.prefill_tokens_per_s * speed.time_to_first_token_s == pytest.approx(1000)
+def test_cache_memory_of_a_published_run() -> None:
+    """vLLM logged 46.80 GiB for the cache of K2-Thinking at TP8 on 8 H200 (its recipe). The planner says 13% more: it
+    leaves out what vLLM holds beside weights, activations and a fixed runtime. One run, and no fit to it."""
+    load = Load(context_tokens=262_144)
+    made = make_plan(read_model("k2-thinking"), read_hardware("8xH200"), load, layout=Parallelism(tp_size=8))
+    others = sum(term.bytes for term in made.memory.terms if term.name != "cache")
+    left = (made.memory.device_bytes - others) / 2**30
+    assert left == pytest.approx(46.80, rel=0.25)
+    assert left > 46.80  # the bias; where it turns, planner.md must be told
 
 
 def test_one_bf16_step_of_a_small_model_by_hand() -> None:
@@ -103,26 +78,6 @@ def test_one_bf16_step_of_a_small_model_by_hand() -> None:
     model = made.model
     idle = (model.active_parameters_without_embedding) * 2  # router biases are float32: 26 x 64 x 2 bytes more
     assert made.speed.decode.weights_s == pytest.approx((idle + 26 * 64 * 2) / (3350e9 * 0.7), rel=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("ask", "message"),
-    [
-        (lambda: read_hardware("0xH200"), "at least 1xH200"),
-        (lambda: read_hardware("8xH2000"), "the nearest is H200"),
-        (lambda: read_hardware("CPU-0ch-DDR5-4800"), "no device"),
-        (lambda: plan(context=300_000), "the nearest valid choice is 262144"),
-        (lambda: read_load("requests=-5", context_tokens=4096), "must not be negative"),
-        (lambda: read_load("request=5", context_tokens=4096), "the nearest is requests="),
-        (lambda: read_load("in=4000,out=1000", context_tokens=4096), "does not fit a context"),
-        (lambda: read_tokens("-1"), "must not be negative"),
-        (lambda: read_tokens("lots"), "such as 131072 or 128k"),
-        (lambda: read_model("k2-0906"), "the nearest is k2-0905"),
-    ],
-)
-def test_bad_input_names_the_nearest_choice(ask: object, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        ask()  # type: ignore[operator]
 
 
 def test_processors_by_memory_channels() -> None:

@@ -121,7 +121,9 @@ def test_expanded_cache_is_35_times_the_latent() -> None:
 
 @pytest.mark.parametrize(("dcp_size", "tokens"), [(1, 715_072), (8, 5_721_088)])
 def test_tokens_in_vllms_cache_on_eight_devices(dcp_size: int, tokens: int) -> None:
-    """vLLM's recipe for K2-Thinking prints these for 46.80 GiB of cache per device at TP8."""
+    """vLLM's log in its recipe for K2-Thinking has these tokens for 46.80 GiB of cache per device at TP8. This divides
+    the log's own GiB: it checks the bytes per token, and says nothing of how many GiB are left. That is predicted in
+    `test_make_plan`."""
     model = shape("k2-thinking")
     layout = Parallelism(tp_size=8, dcp_size=dcp_size)
     per_token = device_cache_bytes_per_token(cache_bytes_per_token(model), model, layout)
@@ -179,5 +181,5 @@ def test_experts_touched_by_a_batch() -> None:
 
 
 def test_an_unknown_quantization_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="no quantization 'fp7'; there are f32, bf16, fp8"):
+    with pytest.raises(ConfigError, match="no quantization 'fp7'; the nearest is fp8. There are f32, bf16, fp8"):
         scheme("fp7")

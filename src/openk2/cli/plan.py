@@ -10,11 +10,13 @@ import typer
 
 if TYPE_CHECKING:
     from openk2.planner import Plan
-    from openk2.planner.cost import Cost
+    from openk2.planner.cost import Cost, HostedPrice, Prices
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="A preset, qwen3-coder-480b, glm-4.5, or a folder.")] = "k2-0905",
+    model: Annotated[
+        str, typer.Argument(help="A preset, qwen3-coder-480b, glm-4.5, a folder, or a safetensors index.")
+    ] = "k2-0905",
     hardware: Annotated[str, typer.Option(help="A count and a device: 16xH200, CPU-12ch-DDR5-6000-768GB.")] = "16xH200",
     hardware_file: Annotated[Path | None, typer.Option(help="TOML with devices of your own.")] = None,
     context: Annotated[str, typer.Option(help="Longest request in tokens, such as 128k.")] = "32k",
@@ -28,6 +30,10 @@ def command(
     price: Annotated[
         str, typer.Option(help="Dollars of your own: hour=2.5 per device; in=0.6,out=2.5,cached=0.15 per million.")
     ] = "",
+    price_file: Annotated[Path | None, typer.Option(help="TOML in place of openk2's own dated prices.")] = None,
+    plots: Annotated[
+        Path | None, typer.Option(help="Folder for cost, memory and speed as PNG and SVG (needs openk2[plots]).")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Plan a deployment: what it needs, what fits, how fast, and what binds.
@@ -37,6 +43,7 @@ def command(
     from dataclasses import asdict, replace
 
     from openk2.planner import Load, read_hardware, read_load, read_tokens
+    from openk2.planner.cost import PRICE_FILE, prices
     from openk2.planner.make_plan import make_plan
     from openk2.planner.read_model import read_model
 
@@ -47,15 +54,22 @@ def command(
     else:
         wanted = Load(context_tokens=tokens, prompt_tokens=max(1, tokens // 2), output_tokens=max(1, tokens // 2))
     own = _read_price(price)
+    book = prices(price_file or PRICE_FILE)
     if target_tps is not None:
         from openk2.planner.cost import cheapest_plan
 
         first = cheapest_plan(
-            read_model(model), wanted, target_tokens_per_s=target_tps, quantization=quantization, cache_format=cache
+            read_model(model),
+            wanted,
+            target_tokens_per_s=target_tps,
+            quantization=quantization,
+            cache_format=cache,
+            book=book,
         )
     else:
         first = make_plan(read_model(model), machine, wanted, quantization=quantization, cache_format=cache)
-    cost = _cost(first, own)
+    cost = _cost(first, *_own_prices(first, own, book))
+    drawn = _draw(first, *_own_prices(first, own, book), plots) if plots else []
     plans = [first]
     for name in against or ():
         shape = read_model(name)
@@ -68,10 +82,14 @@ def command(
         )
     if as_json:
         shown = [plan_json(plan) for plan in plans]
-        typer.echo(json.dumps(shown[0] | {"cost": cost and asdict(cost), "against": shown[1:]}, indent=2))
+        typer.echo(
+            json.dumps(shown[0] | {"cost": cost and asdict(cost), "against": shown[1:], "plots": drawn}, indent=2)
+        )
     else:
         for plan in plans:
             _print(plan, cost if plan is first else None)
+        for file in drawn:
+            typer.echo(f"wrote {file}")
     if first.refusal is not None:
         raise typer.Exit(1)
 
@@ -96,14 +114,11 @@ def _read_price(text: str) -> dict[str, float]:
     return found
 
 
-def _cost(plan: Plan, own: dict[str, float]) -> Cost | None:
-    """None where the plan does not fit, or nobody said what its device costs."""
-    from openk2.planner.cost import HostedPrice, plan_cost, prices
+def _own_prices(plan: Plan, own: dict[str, float], book: Prices) -> tuple[float | None, tuple[HostedPrice, ...]]:
+    """A device's hour, None where nobody says it, and the hosted prices of the model, the user's first."""
+    from openk2.planner.cost import HostedPrice
 
-    hour = own.get("hour", prices().device_hour_usd.get(plan.hardware.device.name))
-    if plan.speed is None or hour is None:
-        return None
-    hosted = tuple(one for one in prices().hosted if plan.model.name in one.models)
+    hosted = tuple(one for one in book.hosted if plan.model.name in one.models)
     if "in" in own:
         yours = HostedPrice(
             provider="yours",
@@ -115,7 +130,27 @@ def _cost(plan: Plan, own: dict[str, float]) -> Cost | None:
             date="now",
         )
         hosted = (yours, *hosted)
-    return plan_cost(plan, hour, hosted)
+    return own.get("hour", book.device_hour_usd.get(plan.hardware.device.name)), hosted
+
+
+def _cost(plan: Plan, hour: float | None, hosted: tuple[HostedPrice, ...]) -> Cost | None:
+    """None where the plan does not fit, or nobody said what its device costs."""
+    from openk2.planner.cost import plan_cost
+
+    return None if plan.speed is None or hour is None else plan_cost(plan, hour, hosted)
+
+
+def _draw(plan: Plan, hour: float | None, hosted: tuple[HostedPrice, ...], folder: Path) -> list[str]:
+    """The files: memory always, speed of a plan that fits, cost where its device has a price."""
+    from openk2.planner.curves import cost_over_load, memory_over_context, speed_over_batch
+    from openk2.planner.plots import draw
+
+    figures = [memory_over_context(plan)]
+    if plan.speed is not None:
+        figures.append(speed_over_batch(plan))
+        if hour is not None:
+            figures.append(cost_over_load(plan, hour, hosted))
+    return [str(file) for file in draw(figures, folder)]
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -172,15 +172,20 @@ def cheapest_plan(
     quantization: str | None = None,
     cache_format: str = "bf16",
     counts: tuple[int, ...] = (1, 2, 4, 8, 16, 32),
+    book: Prices | None = None,
 ) -> Plan:
     """The plan with the lowest device price per hour whose decode reaches the target for the whole deployment.
 
-    Only devices with a price are looked at. Raises ConfigError where none reaches it, naming the fastest.
+    Only devices with a price in `book`, by default openk2's own, are looked at. Raises ConfigError where none reaches
+    it, naming the fastest, and for a target that is no rate.
     """
+    if not 0 < target_tokens_per_s < float("inf"):
+        raise ConfigError(f"target-tps must be above 0, not {target_tokens_per_s:g}", param="target-tps")
+    hours = (book or prices()).device_hour_usd
     reached: list[tuple[float, Plan]] = []
     best: Plan | None = None
     for device in catalogue().values():
-        usd = prices().device_hour_usd.get(device.name)
+        usd = hours.get(device.name)
         if usd is None:
             continue
         for count in counts:

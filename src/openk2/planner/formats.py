@@ -15,6 +15,7 @@ from functools import lru_cache
 from math import ceil
 
 from openk2.errors import ConfigError
+from openk2.planner.nearest import nearest
 from openk2.planner.shape import Kind, LatentAttention, ModelShape, TensorGroup
 
 
@@ -109,7 +110,9 @@ def scheme(name: str) -> Scheme:
     key = name.lower().replace("-", "_")
     found = SCHEMES.get(ALIASES.get(key, key))
     if found is None:
-        raise ConfigError(f"no quantization {name!r}; there are {', '.join(SCHEMES)}", param="quantization")
+        near = nearest(key, [*SCHEMES, *ALIASES])
+        hint = f"; the nearest is {near}" if near else ""
+        raise ConfigError(f"no quantization {name!r}{hint}. There are {', '.join(SCHEMES)}", param="quantization")
     return found
 
 
@@ -134,7 +137,11 @@ CACHE_FORMATS = ("bf16", "fp8", "fp8_ds_mla", "f32")
 def cache_bytes_per_token(shape: ModelShape, cache_format: str = "bf16") -> int:
     """Of one token over all layers, on one device that holds them all. Raises ConfigError for an unknown format."""
     if cache_format not in CACHE_FORMATS:
-        raise ConfigError(f"no cache format {cache_format!r}; there are {', '.join(CACHE_FORMATS)}", param="cache")
+        near = nearest(cache_format.lower(), CACHE_FORMATS)
+        hint = f"; the nearest is {near}" if near else ""
+        raise ConfigError(
+            f"no cache format {cache_format!r}{hint}. There are {', '.join(CACHE_FORMATS)}", param="cache"
+        )
     values = shape.attention.cache_values_per_token_per_layer
     per_layer = {"bf16": 2 * values, "fp8": values, "f32": 4 * values}.get(cache_format)
     if per_layer is None:

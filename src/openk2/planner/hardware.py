@@ -157,7 +157,7 @@ def _device(name: str, table: Mapping[str, Any], file: str) -> Device:
     return device
 
 
-CPU_NAME = re.compile(r"cpu-(\d+)ch-ddr([45])-(\d{4,5})(?:-(\d+)gb)?")
+CPU_NAME = re.compile(r"cpu-(\d{1,4})ch-ddr([45])-(\d{4,5})(?:-(\d{1,7})gb)?", re.ASCII)
 CPU_CORES_PER_CHANNEL = 8
 CPU_F32_FLOPS_PER_CYCLE = 64
 """Of a core with two 512-bit multiply-add units."""
@@ -207,7 +207,7 @@ def read_hardware(text: str, *, file: Path | None = None) -> Hardware:
     Raises ConfigError with the nearest valid choice for an unknown device, a count of 0 and anything else.
     """
     devices = catalogue() if file is None else {**catalogue(), **read_devices(_read(file), str(file))}
-    match = re.fullmatch(r"\s*(?:(-?\d+)\s*[xX*]\s*)?(\S.*?)\s*", text)
+    match = re.fullmatch(r"\s*(?:(-?[0-9]{1,7})\s*[xX*]\s*)?(\S.*?)\s*", text)
     if match is None:
         raise ConfigError(f"hardware is written as 16xH200, not {text!r}", param="hardware")
     count, name = match.groups()

@@ -57,6 +57,8 @@ class Load:
 
 BINARY = {"": 1, "k": 1024, "m": 1024**2}
 DECIMAL = {"": 1, "k": 1000, "m": 1000**2, "b": 1000**3}
+LARGEST_COUNT = 1e15
+"""A whole number is exact in a float up to here, and nothing that is planned has more."""
 
 
 def read_tokens(text: str, *, param: str = "context") -> int:
@@ -75,7 +77,9 @@ def _number(text: str, factors: dict[str, int], param: str, rule: str) -> float:
         raise ConfigError(f"{param} must be {rule}, not {text!r}", param=param)
     value = float(match[1].replace("_", "").replace(",", "")) * factors[match[2]]
     if value < 0:
-        raise ConfigError(f"{param} must not be negative, but is {text}", param=param)
+        raise ConfigError(f"{param} must not be negative, but is {text}; the nearest valid choice is 0", param=param)
+    if value > LARGEST_COUNT:
+        raise ConfigError(f"{param} must be at most {LARGEST_COUNT:g}, but is {text[:40]}", param=param)
     return value
 
 
@@ -111,7 +115,11 @@ def read_load(text: str, *, context_tokens: int) -> Load:
         else:
             number = read_count(value, param=key)
         integral = LOAD_KEYS[key] in ("prompt_tokens", "output_tokens", "batch")
-        values[LOAD_KEYS[key]] = round(number) if integral else number
+        if integral and number != int(number):
+            raise ConfigError(
+                f"{key} must be a whole number, not {value}; the nearest is {round(number)}", param="load"
+            )
+        values[LOAD_KEYS[key]] = int(number) if integral else number
     assert set(values) <= {field.name for field in fields(Load)}
     load = Load(context_tokens=context_tokens, **values)  # type: ignore[arg-type]
     if load.prompt_tokens + load.output_tokens > context_tokens:

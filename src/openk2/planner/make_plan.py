@@ -20,7 +20,7 @@ def layouts(shape: ModelShape, num_devices: int) -> list[Parallelism]:
     heads = shape.attention.num_heads
     found = [
         Parallelism(tp_size=tp, pp_size=num_devices // tp)
-        for tp in range(1, num_devices + 1)
+        for tp in range(1, min(num_devices, heads) + 1)
         if num_devices % tp == 0 and heads % tp == 0 and num_devices // tp <= shape.num_layers
     ]
     if num_devices > 1 and shape.num_experts >= num_devices:

@@ -1,13 +1,15 @@
-"""Which model is meant: a preset, one of the compared models, or a folder with a `config.json`."""
+"""Which model is meant: a preset, one of the compared models, a folder with a `config.json`, or a safetensors index."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from openk2.config import PRESETS, ModelConfig, preset
 from openk2.errors import ConfigError
 from openk2.planner.nearest import nearest
+from openk2.planner.read_index import read_index
 from openk2.planner.shape import GroupedAttention, ModelShape
 
 PUBLISHED_SCHEMES = {"k2": "fp8", "k2-0905": "fp8", "k2-thinking": "int4", "deepseek-v3": "fp8"}
@@ -55,27 +57,60 @@ COMPARED: dict[str, ModelShape] = {
 """Models of other families, for comparison."""
 
 
+INDEX_NAME = "model.safetensors.index.json"
+
+
 def read_model(model: str) -> ModelShape:
-    """The shape of a preset, a compared model, or a folder's `config.json`.
+    """The shape of a preset, a compared model, a folder's `config.json`, or a safetensors index.
 
     Raises ConfigError with the nearest name where there is no such model.
     """
     key = model.lower()
     if key in COMPARED:
         return COMPARED[key]
-    file = Path(model) / "config.json"
-    if file.is_file():
-        try:
-            config = ModelConfig.from_hf(json.loads(file.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise ConfigError(f"{file} is no JSON: {error}", param="model") from None
-        method = str((config.quantization_config or {}).get("quant_method", ""))
-        return ModelShape.from_config(model, config, native_scheme=QUANT_METHODS.get(method, "bf16"))
+    try:
+        found = _read_files(model)
+    except OSError as error:
+        raise ConfigError(f"cannot read {model[:200]}: {error.strerror}", param="model") from None
+    if found is not None:
+        return found
     if key in PRESETS:
         return ModelShape.from_config(key, preset(key), native_scheme=PUBLISHED_SCHEMES.get(key, "bf16"))
     names = [*PRESETS, *COMPARED]
     near = nearest(key, names)
     hint = f"; the nearest is {near}" if near else ""
     raise ConfigError(
-        f"no model {model!r}{hint}. There are {', '.join(names)}, and any folder with a config.json", param="model"
+        f"no model {model!r}{hint}. There are {', '.join(names)}, any folder with a config.json, and any {INDEX_NAME}",
+        param="model",
     )
+
+
+def _read_files(model: str) -> ModelShape | None:
+    """Of a folder or an index; None where `model` names neither."""
+    path = Path(model)
+    is_folder = path.is_dir()
+    if not is_folder and not path.name.endswith(".index.json"):
+        return None
+    folder, index = (path, path / INDEX_NAME) if is_folder else (path.parent, path)
+    if (folder / "config.json").is_file():
+        return _read_config(model, folder / "config.json")
+    if index.is_file():
+        known = [*(read_model(name) for name in PRESETS), *COMPARED.values()]
+        return read_index(index, _read_json(index), known)
+    raise ConfigError(f"{model} has neither a config.json nor a {INDEX_NAME}", param="model")
+
+
+def _read_config(model: str, file: Path) -> ModelShape:
+    config = ModelConfig.from_hf(_read_json(file))
+    method = str((config.quantization_config or {}).get("quant_method", ""))
+    return ModelShape.from_config(model, config, native_scheme=QUANT_METHODS.get(method, "bf16"))
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{file} is no JSON: {error}", param="model") from None
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{file} holds no JSON object", param="model")
+    return raw
