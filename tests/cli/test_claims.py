@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from typer import Typer
 from typer.testing import CliRunner
 
@@ -22,7 +23,7 @@ def run(*arguments: str) -> Any:
 
 def test_json_holds_every_claim() -> None:
     done = run("--json")
-    shown = json.loads(done.stdout)
+    shown = json.loads(done.stdout, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert done.exit_code == 0 and list(shown) == ["claims"]
     assert [one["id"] for one in shown["claims"]] == [one.claim.id for one in check_claims()]
     by_id = {one["id"]: one for one in shown["claims"]}
@@ -48,3 +49,9 @@ def test_unknown_topics_and_verdicts_are_refused() -> None:
     for name, valid in (("--topic", "memory"), ("--verdict", "not checkable")):
         error = run(name, "luck").exception
         assert isinstance(error, ConfigError) and "no " in str(error) and valid in str(error)
+
+
+def test_a_page_of_one_topic() -> None:
+    page = run("--topic", "cache", "--markdown").stdout
+    assert [line for line in page.splitlines() if line.startswith("## ")] == ["## Cache"]
+    assert page.count("\n| ") == 1 + sum(one.claim.topic == "cache" for one in check_claims())

@@ -3,12 +3,13 @@
 from functools import cache
 
 from openk2.planner.claims.claim import Call, CheckedClaim, Claim, Verdict, check_claim, judge, read_claims
+from openk2.planner.claims.commands import COMMAND_QUANTITIES
 from openk2.planner.claims.deployment import DEPLOYMENT_QUANTITIES
 from openk2.planner.claims.quantity import MODEL_QUANTITIES, Quantity
 
 __all__ = ["QUANTITIES", "Call", "CheckedClaim", "Claim", "Quantity", "Verdict", "check_claims", "judge", "read_claims"]
 
-QUANTITIES = MODEL_QUANTITIES | DEPLOYMENT_QUANTITIES
+QUANTITIES = MODEL_QUANTITIES | DEPLOYMENT_QUANTITIES | COMMAND_QUANTITIES
 
 
 @cache

@@ -118,7 +118,7 @@ class CheckedClaim:
     formula: str
     """How the value was computed, with its numbers; empty where it was read."""
     error: float | None
-    """(figure - value) / value, of the figure's nearer end; None for words."""
+    """(figure - value) / value, of the figure's nearer end; None for words, and where the value is 0."""
     verdict: Verdict
     also: tuple[tuple[str, Quantity], ...]
 
@@ -160,7 +160,7 @@ def check_claim(claim: Claim, quantities: Mapping[str, Callable[..., Quantity]])
     if claim.quantity is not None:
         computed = compute(claim.quantity)
         value, unit, formula = computed.value, computed.unit, computed.formula
-    has_numbers = isinstance(value, float) and claim.figure is not None
+    has_numbers = isinstance(value, float) and value != 0 and claim.figure is not None
     return CheckedClaim(
         claim=claim,
         value=value,

@@ -11,6 +11,7 @@ SCALES = {
     "B": ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")),
     "B/s": ((1e12, "TB/s"), (1e9, "GB/s")),
     "parameters": ((1e12, "T"), (1e9, "B"), (1e6, "M")),
+    "tokens": ((1e12, "T tokens"),),
 }
 """Unit -> the names of its larger steps, largest first."""
 
@@ -23,13 +24,15 @@ def show(value: float | str | None, unit: str) -> str:
         return value
     if unit == "%":
         return f"{100 * value:.3g}%"
+    if unit == "accepted":
+        return "accepted" if value else "refused"
     if unit == "s":
-        return f"{value:.2g} s"
+        return f"{value:.0f} s" if value >= 10 else f"{value:.2g} s"
     if unit.startswith("USD"):
         return f"${value:,.2f}" if value < 100 else f"${value:,.0f}{unit.removeprefix('USD')}"
     for step, name in SCALES.get(unit, ()):
         if abs(value) >= step:
-            return f"{value / step:.4g}{'' if unit == 'parameters' else ' '}{name}"
+            return f"{value / step:.4g}{'' if unit in ('parameters', 'tokens') else ' '}{name}"
     if value == int(value) and abs(value) < 1e9:
         number = f"{value:,.0f}"
     elif 1e-3 <= abs(value) < 1e6:
@@ -63,22 +66,20 @@ measured, see [planner.md](planner.md).
 """
 
 
+def _row(one: CheckedClaim) -> str:
+    claim = one.claim
+    cells = (claim.about, claim.guide, show(one.value, one.unit), f"**{one.verdict}**", evidence(one))
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
 def markdown(claims: Sequence[CheckedClaim]) -> str:
     """The page."""
     counts = Counter(one.verdict for one in claims)
     summary = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict)
     lines = [INTRODUCTION, f"{len(claims)} claims: {summary}."]
     for topic in TOPICS:
-        lines += ["", f"## {topic[0].upper()}{topic[1:]}", ""]
-        lines += ["| claim | the guide | value | verdict | how |", "|---|---|---|---|---|"]
-        for one in claims:
-            if one.claim.topic == topic:
-                cells = (
-                    one.claim.about,
-                    one.claim.guide,
-                    show(one.value, one.unit),
-                    f"**{one.verdict}**",
-                    evidence(one),
-                )
-                lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows = [_row(one) for one in claims if one.claim.topic == topic]
+        if rows:
+            lines += ["", f"## {topic[0].upper()}{topic[1:]}", ""]
+            lines += ["| claim | the guide | value | verdict | how |", "|---|---|---|---|---|", *rows]
     return "\n".join(lines) + "\n"

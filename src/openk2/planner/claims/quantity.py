@@ -24,7 +24,8 @@ class Quantity:
 
     value: float
     unit: str
-    """B, B/s, tokens, tokens/s, tokens/step, USD, USD/month, requests/day, FLOP, x, %, or nothing for a count."""
+    """B, B/s, tokens, tokens/s, tokens/step, s, USD, USD/month, requests/day, parameters, bits, FLOP, x, % (as a share
+    of 1), accepted (1 or 0), or nothing for a count."""
     formula: str
     """With the numbers that went in."""
 
