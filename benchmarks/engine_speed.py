@@ -2,7 +2,7 @@
 
     python benchmarks/engine_speed.py [--models k2-nano mini] [--threads N] [--rounds N] [--json FILE]
 
-Models: a preset or `mini` with random weights, or `k2-nano` with its own. transformers' DeepseekV3 is the other side,
+Models: a preset with random weights, or `k2-nano` with its own. transformers' DeepseekV3 is the other side,
 its parameters being the engine's, so both hold the same numbers and one copy of them. The two take turns, round by
 round; each figure is the median of the rounds, and the ratio is ours to theirs. Greedy, prefix cache off.
 """
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,35 +24,17 @@ import torch
 from torch import Tensor
 
 from openk2 import assets
+from openk2.bench.limits import processor_name
 from openk2.checkpoint import load_model, random_model
-from openk2.config import ModelConfig, SamplingParams, preset
+from openk2.config import SamplingParams, preset
 from openk2.engine import Engine, EngineConfig, EngineRequest
 from openk2.models import K2Model, num_parameters
-
-
-def mini() -> ModelConfig:
-    """1.3B parameters, 0.3B of them active: large enough that arithmetic and memory, not calls, take the time."""
-    return ModelConfig(
-        vocab_size=32768,
-        hidden_size=1024,
-        intermediate_size=4096,
-        moe_intermediate_size=512,
-        num_hidden_layers=12,
-        num_attention_heads=16,
-        q_lora_rank=768,
-        n_routed_experts=64,
-        routed_scaling_factor=2.446,
-        rms_norm_eps=1e-5,
-        max_position_embeddings=8192,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
 
 
 def build(name: str, dtype: torch.dtype) -> K2Model:
     if name == "k2-nano":
         return load_model(assets.path("k2-nano"), dtype=dtype)
-    return random_model(mini() if name == "mini" else preset(name), dtype=dtype)
+    return random_model(preset(name), dtype=dtype)
 
 
 def transformers_twin(model: K2Model) -> Any:
@@ -177,14 +158,6 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["k2-nano", "mini"])
@@ -208,7 +181,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/engine_speed.py", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
-        "machine": {"cpu": cpu_name(), "threads": arguments.threads},
+        "machine": {"cpu": processor_name(), "threads": arguments.threads},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
         "unit": "tokens per second",
         "models": {},

@@ -24,8 +24,9 @@ from typing import Any
 import httpx2
 import torch
 
-from engine_speed import cpu_name, mini
+from openk2.bench.limits import processor_name
 from openk2.checkpoint import random_model, save_model
+from openk2.config import preset
 from server_process import server_process
 
 WORDS = "the printer on floor two is stuck again so please clear its queue and tell Anna when that is done".split()
@@ -116,7 +117,7 @@ def main() -> None:
         served = [arguments.model]
         if arguments.model == "mini":
             served = [str(Path(folder) / "mini"), "--tokenizer", "k2-nano"]
-            save_model(random_model(mini()), served[0], dtype=torch.bfloat16)
+            save_model(random_model(preset("mini")), served[0], dtype=torch.bfloat16)
         with (
             server_process(["-m", "openk2", "serve", *served]) as (url, _),
             httpx2.Client(base_url=url, timeout=600) as client,
@@ -126,7 +127,7 @@ def main() -> None:
     result = {
         "command": " ".join(["python", "benchmarks/first_token.py", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": processor_name(), "threads": torch.get_num_threads()},
         "model": arguments.model,
         **figures,
     }

@@ -29,13 +29,13 @@ from typing import Any
 import httpx2
 import torch
 
-from engine_speed import cpu_name, mini
 from openk2 import LLM
+from openk2.bench.limits import processor_name
 from openk2.chat.events import Finished, TextDelta
 from openk2.chat.messages import Message
 from openk2.chat.provider import ChatRequest
 from openk2.checkpoint import random_model, save_model
-from openk2.config import SamplingParams
+from openk2.config import SamplingParams, preset
 from server_process import server_process
 
 QUESTIONS = ("Hello, who are you?", "What can you do?", "Tell me about yourself.", "Thanks a lot!")
@@ -185,7 +185,7 @@ def main() -> None:
     results: dict[str, Any] = {
         "command": " ".join(["python", "benchmarks/server_speed.py", *sys.argv[1:]]),
         "commit": commit.stdout.strip(),
-        "machine": {"cpu": cpu_name(), "threads": torch.get_num_threads()},
+        "machine": {"cpu": processor_name(), "threads": torch.get_num_threads()},
         "versions": {"torch": torch.__version__},
         "models": {},
     }
@@ -194,7 +194,7 @@ def main() -> None:
             path, tokenizer = name, None
             if name == "mini":
                 path, tokenizer = str(Path(folder) / "mini"), "k2-nano"
-                save_model(random_model(mini()), path, dtype=torch.bfloat16)
+                save_model(random_model(preset("mini")), path, dtype=torch.bfloat16)
             results["models"][name] = asyncio.run(measure(path, tokenizer, arguments))
     print(json.dumps(results, indent=2))
     if arguments.json:

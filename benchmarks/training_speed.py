@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from openk2.bench.limits import processor_name
 from openk2.config import ModelConfig, preset
 from openk2.models import ForwardBatch, K2Model
 from openk2.training.init import structured_init_
@@ -102,7 +102,7 @@ def main() -> None:
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip(),
-        "machine": {"cpu": cpu_name(), "threads": arguments.threads, "torch": torch.__version__},
+        "machine": {"cpu": processor_name(), "threads": arguments.threads, "torch": torch.__version__},
         "tokens_per_second": round(sum(lengths) / seconds),
         "milliseconds": {
             part: round(1000 * statistics.median(getattr(s, part) for s in steps), 1)
@@ -116,13 +116,6 @@ def main() -> None:
     print(text)
     if arguments.json:
         arguments.json.write_text(text + "\n")
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ TABLE: dict[str, set[str]] = {
     "checkpoint": {"models", "quant", "parallel"},
     "engine": {"models", "ops", "quant", "checkpoint", "parallel"},
     "llm": {"tokenizer", "chat", "engine", "checkpoint", "assets"},
+    "bench": {"llm", "engine", "models", "checkpoint", "planner"},
     "quantize": {"models", "quant", "checkpoint", "llm", "evals"},
     "client": {"chat", "tokenizer"},
     "server": {"llm", "client", "chat", "tokenizer"},
@@ -40,7 +41,7 @@ TABLE: dict[str, set[str]] = {
 }
 """Room -> the rooms that it may import, besides itself, `config` and `errors`."""
 
-TENSOR_ROOMS = {"ops", "quant", "parallel", "models", "checkpoint", "engine", "llm", "quantize", "training"}
+TENSOR_ROOMS = {"ops", "quant", "parallel", "models", "checkpoint", "engine", "llm", "bench", "quantize", "training"}
 TENSOR_PACKAGES = {"torch", "safetensors", "transformers", "triton"}
 VERB_TOP_LEVEL = {"typer"}
 """What a verb's module may import beside the standard library before its function is called."""

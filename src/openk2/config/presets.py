@@ -132,6 +132,25 @@ def nano() -> ModelConfig:
     )
 
 
+def mini() -> ModelConfig:
+    """1.3B parameters, 0.3B of them active: large enough that arithmetic and memory, not calls, take the time."""
+    return ModelConfig(
+        vocab_size=32768,
+        hidden_size=1024,
+        intermediate_size=4096,
+        moe_intermediate_size=512,
+        num_hidden_layers=12,
+        num_attention_heads=16,
+        q_lora_rank=768,
+        n_routed_experts=64,
+        routed_scaling_factor=2.446,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=8192,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+
+
 PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "k2": k2,
     "k2-0905": k2_0905,
@@ -140,6 +159,7 @@ PRESETS: dict[str, Callable[[], ModelConfig]] = {
     "deepseek-v3": deepseek_v3,
     "deepseek-v2-lite": deepseek_v2_lite,
     "nano": nano,
+    "mini": mini,
 }
 
 

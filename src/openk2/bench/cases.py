@@ -1,0 +1,68 @@
+"""What is measured: prefill of a prompt, decode at a depth, decode of several requests together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from openk2.errors import ConfigError
+from openk2.planner import ModelShape, Parallelism
+from openk2.planner.formats import Scheme
+from openk2.planner.hardware import Device, Efficiency, Hardware
+from openk2.planner.plan import TimeTerms
+from openk2.planner.roofline import step_time
+
+_NO_LOSSES = Efficiency(
+    bandwidth_fraction=1.0,
+    flops_fraction=1.0,
+    link_fraction=1.0,
+    overhead_s_per_layer=0.0,
+    overhead_s_per_step=0.0,
+    source="none: the machine's limit",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """`batch` requests with prompts of `context` tokens. Counted are the prompt's tokens, or those of the answers."""
+
+    kind: str
+    """prefill or decode."""
+    context: int
+    batch: int = 1
+
+    @property
+    def name(self) -> str:
+        if self.kind == "prefill":
+            return f"prefill {self.context:,}"
+        return f"decode at {self.context:,}" + (f", {self.batch} together" if self.batch > 1 else "")
+
+    def limit(self, shape: ModelShape, scheme: Scheme, cache_format: str, device: Device) -> TimeTerms:
+        """Seconds at the machine's limit, by the planner's roofline: of the whole prompt, or of one decode step."""
+        is_prefill = self.kind == "prefill"
+        return step_time(
+            shape,
+            scheme,
+            cache_format,
+            Hardware(device=device, efficiency=_NO_LOSSES),
+            Parallelism(),
+            tokens=self.context if is_prefill else self.batch,
+            context_tokens=self.context / 2 if is_prefill else self.context,
+            is_prefill=is_prefill,
+        )
+
+
+def make_cases(prefill: Sequence[int], depths: Sequence[int], batches: Sequence[int], *, window: int) -> list[Case]:
+    """Prefill of each length, one request at each depth, and each batch at the first depth.
+
+    Raises ConfigError for a size below 1, or beyond the model's window of `window` tokens.
+    """
+    for name, sizes in (("prefill", prefill), ("depths", depths), ("batches", batches)):
+        for size in sizes:
+            if size < 1:
+                raise ConfigError(f"{name} must be at least 1, not {size}", param=name)
+            if name != "batches" and size > window:
+                raise ConfigError(f"{name} {size:,} exceeds the model's window of {window:,} tokens", param=name)
+    cases = [Case("prefill", tokens) for tokens in prefill]
+    cases += [Case("decode", depth) for depth in depths]
+    return cases + [Case("decode", depths[0], batch) for batch in batches if batch > 1 and depths]

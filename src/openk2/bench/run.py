@@ -1,0 +1,169 @@
+"""Run the cases on an engine of this process, and hold each beside the machine's limit."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from openk2.bench.cases import Case
+from openk2.bench.limits import MachineLimits
+from openk2.checkpoint import Checkpoint, Quantization, load_model, random_model
+from openk2.config import SamplingParams
+from openk2.engine import Engine, EngineConfig, EngineRequest
+from openk2.llm.source import Source, serving_dtype
+from openk2.models import K2Model
+from openk2.planner import ModelShape, scheme
+
+ANSWER_TOKENS = 32
+_SCHEMES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
+"""The planner's scheme of the same bits a weight as a packed format."""
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    case: Case
+    tokens_per_s: float
+    """Median of the rounds, over all requests together."""
+    slowest: float
+    fastest: float
+    seconds: float
+    """The median's: of the whole prompt (the time to the first token), or of one decode step."""
+    limit_tokens_per_s: float
+    """By roofline, at the machine's measured bandwidth and float32 arithmetic."""
+    binds: str
+
+    @property
+    def share(self) -> float:
+        """Of the limit. Above 1 where kernels multiply in narrower numbers than float32."""
+        return self.tokens_per_s / self.limit_tokens_per_s
+
+
+@dataclass(frozen=True)
+class Bench:
+    model: str
+    formats: str
+    """Of the weights: float32, bfloat16, or what `quantization` says."""
+    parameters: int
+    active_parameters: int
+    load_s: float
+    resident_bytes: int
+    """Of the process after the last case: weights, cache, torch."""
+    limits: MachineLimits
+    rounds: int
+    results: tuple[CaseResult, ...]
+
+
+def run(
+    source: Source,
+    cases: Sequence[Case],
+    limits: MachineLimits,
+    *,
+    quantization: str | None = None,
+    rounds: int = 3,
+    on_round: Callable[[], None] = lambda: None,
+) -> Bench:
+    """Every case `rounds` times after a round to warm up; `on_round` is called after each of them.
+
+    Raises as loading does, and ConfigError for a cache that memory cannot hold.
+    """
+    started = time.perf_counter()
+    model, formats = _load(source, quantization)
+    load_s = time.perf_counter() - started
+    shape = ModelShape.from_config(source.name, source.config)
+    packed = None if quantization is None else _SCHEMES[Quantization.parse(quantization).experts]
+    stored = scheme(packed or formats)
+    cache_format = formats if quantization is None else "f32"
+    longest = max(case.context for case in cases) + ANSWER_TOKENS
+    engine = Engine(
+        model,
+        EngineConfig(
+            max_model_len=min(longest, source.config.max_position_embeddings),
+            max_num_seqs=max(case.batch for case in cases),
+        ),
+    )
+    generator = torch.Generator().manual_seed(0)
+    results = []
+    for case in cases:
+        prompts = _prompts(case, source.config.vocab_size, generator)
+        seconds = []
+        for number in range(rounds + 1):
+            if case.kind == "prefill":  # one that the prefix cache does not hold
+                prompts = _prompts(case, source.config.vocab_size, generator)
+            spent = _time(engine, prompts, case)
+            if number:
+                seconds.append(spent)
+            on_round()
+        tokens = case.context if case.kind == "prefill" else case.batch
+        terms = case.limit(shape, stored, cache_format, limits.as_device())
+        median = statistics.median(seconds)
+        results.append(
+            CaseResult(
+                case,
+                tokens / median,
+                tokens / max(seconds),
+                tokens / min(seconds),
+                median,
+                tokens / terms.total_s,
+                terms.binds,
+            )
+        )
+    return Bench(
+        source.name,
+        quantization or formats,
+        shape.parameters,
+        shape.active_parameters_without_embedding,
+        load_s,
+        resident_bytes(),
+        limits,
+        rounds,
+        tuple(results),
+    )
+
+
+def _load(source: Source, quantization: str | None) -> tuple[K2Model, str]:
+    """The model, and its dtype as the planner calls it."""
+    formats = None if quantization is None else Quantization.parse(quantization)
+    if source.folder is None:
+        model = random_model(source.config, dtype=torch.float32, quantization=formats)
+    else:
+        dtype = None if formats else serving_dtype(Checkpoint.open(source.folder), "cpu")
+        model = load_model(source.folder, dtype=dtype, quantization=formats)
+    return model, "bf16" if model.model.embed_tokens.weight.dtype == torch.bfloat16 else "f32"
+
+
+def _prompts(case: Case, vocab_size: int, generator: torch.Generator) -> list[list[int]]:
+    return torch.randint(0, vocab_size, (case.batch, case.context), generator=generator).tolist()
+
+
+def _time(engine: Engine, prompts: Sequence[list[int]], case: Case) -> float:
+    """Seconds until the prompt's first token is there, or of one step in which every request got a token."""
+    answer = 1 if case.kind == "prefill" else ANSWER_TOKENS
+    sampling = SamplingParams(temperature=0.0, max_tokens=answer)
+    given = {str(i): 0 for i in range(len(prompts))}
+    for name, prompt in zip(given, prompts, strict=True):
+        engine.add_request(EngineRequest(name, prompt, sampling))
+    started, counted_from = time.perf_counter(), 0
+    while engine.has_work:
+        for output in engine.step():
+            given[output.request_id] += len(output.token_ids)
+        if answer > 1 and not counted_from and min(given.values()) > 0:
+            started, counted_from = time.perf_counter(), min(given.values())  # every prompt is through
+    spent = time.perf_counter() - started
+    return spent if answer == 1 else spent / (answer - counted_from)
+
+
+def resident_bytes() -> int:
+    """Memory of this process: now on Linux, else the most it has had."""
+    status = Path("/proc/self/status")
+    for line in status.read_text().splitlines() if status.exists() else []:
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
