@@ -31,6 +31,7 @@ def test_json_holds_every_claim() -> None:
     assert (
         by_id["cache-at-256k"] | {"verdict": "wrong", "unit": "B", "figure": [410e9, 410e9]} == by_id["cache-at-256k"]
     )
+    assert [by_id[name]["is_bound"] for name in ("awq-speed", "awq-size")] == [True, False]
     assert by_id["swe-bench-0905"]["verdict"] == "cited elsewhere"
 
 

@@ -57,6 +57,7 @@ def claim_json(checked: CheckedClaim) -> dict[str, Any]:
         "figure": claim.figure,
         "value": checked.value,
         "unit": checked.unit,
+        "is_bound": claim.within_bound is not None,
         "formula": checked.formula,
         "source": claim.source,
         "error": checked.error,
@@ -84,7 +85,7 @@ def _print(claims: tuple[CheckedClaim, ...]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from openk2.planner.claims.page import evidence, show
+    from openk2.planner.claims.page import evidence, show_value
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for name in ("claim", "guide", "value", "verdict", "how"):
@@ -93,7 +94,7 @@ def _print(claims: tuple[CheckedClaim, ...]) -> None:
         table.add_row(
             Text(one.claim.about),
             Text(one.claim.guide),
-            Text(show(one.value, one.unit)),
+            Text(show_value(one)),
             Text(one.verdict, style=COLOURS[one.verdict]),
             Text(evidence(one)),
         )

@@ -28,6 +28,7 @@ class Device:
     kind: str
     """gpu, apple or cpu."""
     memory_bytes: int
+    """As its driver reports it, where that is known; a card of "80 GB" has 85.5e9."""
     bandwidth_bytes_per_s: float
     """Of its memory, peak, reading."""
     bf16_flops_per_s: float

@@ -12,7 +12,7 @@ import pytest
 from openk2.errors import ConfigError
 from openk2.planner.claims import QUANTITIES, Call, CheckedClaim, Claim, Quantity, Verdict, check_claims, judge
 from openk2.planner.claims.claim import FOLDER, TOPICS, check_claim, read_claims, relative_error
-from openk2.planner.claims.page import markdown, show
+from openk2.planner.claims.page import markdown, show, show_value
 
 PAGE = Path(__file__).parents[3] / "docs" / "claims.md"
 CHECKED = {one.claim.id: one for one in check_claims()}
@@ -136,19 +136,21 @@ def test_verdicts_at_their_edges() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "rule"),
+    ("values", "complaint"),
     [
-        ({}, "held against one thing"),
-        ({"found": 1.0, "cited": 1.0, "figure": (1.0, 1.0), "source": "s"}, "held against one thing"),
-        ({"found": 1.0, "source": "s"}, "has a figure"),
-        ({"found": 1.0, "figure": (1.0, 1.0)}, "has a source"),
-        ({"verdict": Verdict.WRONG}, "says why"),
-        ({"found": 1.0, "figure": (1.0, 1.0), "source": "s", "at_best": Verdict.APPROXIMATE}, "says why"),
-        ({"verdict": Verdict.WRONG, "note": "n", "lines": ()}, "stands in the guide"),
+        ({}, "held against nothing"),
+        ({"found": "words", "source": "s"}, "held against nothing"),
+        ({"found": 1.0, "cited": 1.0, "figure": (1.0, 1.0), "source": "s"}, "more than one thing"),
+        ({"found": 1.0, "figure": (1.0, 1.0), "source": "s", "verdict": Verdict.WRONG}, "beside a number"),
+        ({"found": 1.0, "source": "s"}, "has no figure"),
+        ({"found": 1.0, "figure": (1.0, 1.0)}, "names no source"),
+        ({"verdict": Verdict.WRONG}, "does not say why"),
+        ({"found": 1.0, "figure": (1.0, 1.0), "source": "s", "at_best": Verdict.APPROXIMATE}, "does not say why"),
+        ({"verdict": Verdict.WRONG, "note": "n", "lines": ()}, "no line of the guide"),
     ],
 )
-def test_claims_without_ground_are_refused(values: dict[str, object], rule: str) -> None:
-    with pytest.raises(ConfigError, match=rule):
+def test_claims_without_ground_are_refused(values: dict[str, object], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
         claim(**values)
 
 
@@ -211,6 +213,11 @@ def test_the_guide_is_named_and_not_quoted() -> None:
 )
 def test_values_for_people(value: float | str | None, unit: str, text: str) -> None:
     assert show(value, unit) == text
+
+
+def test_a_bound_says_that_it_is_one() -> None:
+    assert show_value(CHECKED["awq-speed"]).startswith("at most ")
+    assert show_value(CHECKED["awq-size"]) == "537 GB"
 
 
 def test_the_page_is_up_to_date() -> None:

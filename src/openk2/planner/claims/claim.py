@@ -92,20 +92,21 @@ class Claim:
     note: str = ""
 
     def __post_init__(self) -> None:
-        ways = [self.quantity is not None, self.found is not None, self.cited is not None]
-        judged = self.verdict is not None
-        numeric = self.quantity is not None or isinstance(self.found, float) or self.cited is not None
-        rules = {
-            "is held against one thing": sum(ways) == 1 or (judged and sum(ways) <= 1),
-            "has a figure, or a verdict of its own": numeric == (not judged) and (judged or self.figure is not None),
-            "says why, where a person judged or capped it": bool(self.note)
-            or not (judged or self.at_best is not Verdict.RIGHT),
-            "has a source, where the value is not computed": bool(self.source) or self.quantity is not None or judged,
-            "stands in the guide": bool(self.lines),
-        }
-        broken = [rule for rule, kept in rules.items() if not kept]
-        if broken:
-            raise ConfigError(f"claim {self.id}: it does not hold that it {broken[0]}", param=self.id)
+        ways = sum(one is not None for one in (self.quantity, self.found, self.cited))
+        is_numeric = self.quantity is not None or isinstance(self.found, float) or self.cited is not None
+        is_judged = self.verdict is not None
+        read = self.found is not None or self.cited is not None
+        for is_broken, complaint in (
+            (ways > 1, "is held against more than one thing"),
+            (is_numeric and is_judged, "has a verdict of its own beside a number"),
+            (not is_numeric and not is_judged, "is held against nothing"),
+            (is_numeric and self.figure is None, "has no figure"),
+            ((is_judged or self.at_best is not Verdict.RIGHT) and not self.note, "does not say why"),
+            (read and not self.source, "names no source"),
+            (not self.lines, "names no line of the guide"),
+        ):
+            if is_broken:
+                raise ConfigError(f"claim {self.id} {complaint}", param=self.id)
 
 
 @dataclass(frozen=True, kw_only=True)

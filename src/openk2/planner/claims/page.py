@@ -42,6 +42,12 @@ def show(value: float | str | None, unit: str) -> str:
     return f"{number}x" if unit == "x" else f"{number} {unit}".strip()
 
 
+def show_value(checked: CheckedClaim) -> str:
+    """What the claim was held against; a bound says so."""
+    value = show(checked.value, checked.unit)
+    return f"at most {value}" if checked.claim.within_bound is not None else value
+
+
 def evidence(checked: CheckedClaim) -> str:
     """How the value came about: formula, what belongs beside it, source, and what is to be said of it."""
     claim = checked.claim
@@ -68,7 +74,7 @@ measured, see [planner.md](planner.md).
 
 def _row(one: CheckedClaim) -> str:
     claim = one.claim
-    cells = (claim.about, claim.guide, show(one.value, one.unit), f"**{one.verdict}**", evidence(one))
+    cells = (claim.about, claim.guide, show_value(one), f"**{one.verdict}**", evidence(one))
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
