@@ -60,15 +60,15 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert too_many.refusal is not None
 
 
-def test_cache_memory_of_a_published_run() -> None:
-    """vLLM logged 46.80 GiB for the cache of K2-Thinking at TP8 on 8 H200 (its recipe). The planner says 13% more: it
-    leaves out what vLLM holds beside weights, activations and a fixed runtime. One run, and no fit to it."""
+@pytest.mark.parametrize(("hardware", "logged"), [("8xH200", 46.80), ("8xH100", 0.9)])
+def test_cache_memory_of_published_runs(hardware: str, logged: float) -> None:
+    """GiB per device that vLLM logged for the cache at TP8: K2-Thinking on H200 (its recipe), and K2.5, which adds a
+    vision tower to the same shape, on H100 (SemiAnalysisAI/InferenceX issue 1587). Nothing was fitted to them."""
     load = Load(context_tokens=262_144)
-    made = make_plan(read_model("k2-thinking"), read_hardware("8xH200"), load, layout=Parallelism(tp_size=8))
+    made = make_plan(read_model("k2-thinking"), read_hardware(hardware), load, layout=Parallelism(tp_size=8))
     others = sum(term.bytes for term in made.memory.terms if term.name != "cache")
     left = (made.memory.device_bytes - others) / 2**30
-    assert left == pytest.approx(46.80, rel=0.25)
-    assert left > 46.80  # the bias; where it turns, planner.md must be told
+    assert abs(left - logged) < 0.05 * made.memory.device_bytes / 2**30  # as planner.md says
 
 
 def test_one_bf16_step_of_a_small_model_by_hand() -> None:
