@@ -9,6 +9,8 @@ from openk2.planner.deploy.deployment import Deployment, Process, filled
 from openk2.planner.deploy.write_shell import variable
 from openk2.planner.deploy.yaml_text import yaml_text
 
+WEIGHTS_FOLDER = "/weights"
+"""Where a container keeps what it downloads."""
 ROUTER_IMAGE = "python:3.12-slim"
 ROUTER_PACKAGES = {"vllm-router": "vllm-router==0.1.17", "sglang-router": "sglang-router==0.3.2"}
 """The routers have no image of their own: they are installed at start, in the version whose flags are known."""
@@ -55,8 +57,8 @@ def _service(deployment: Deployment, process: Process) -> dict[str, Any]:
     environment = {name: fill(value) for name, value in process.environment.items()}
     if not is_router:
         service["ipc"] = "host"
-        environment["HF_TOKEN"] = "${HF_TOKEN:-}"
-        service["volumes"] = ["${HF_HOME:-~/.cache/huggingface}:/root/.cache/huggingface"]
+        environment |= {"HF_TOKEN": "${HF_TOKEN:-}", "HF_HOME": WEIGHTS_FOLDER}
+        service["volumes"] = ["${HF_HOME:-~/.cache/huggingface}:" + WEIGHTS_FOLDER]
         if deployment.is_nvidia:
             device = {"driver": "nvidia", "count": process.num_devices, "capabilities": ["gpu"]}
             service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}

@@ -7,10 +7,15 @@ from math import ceil
 from typing import Any
 
 from openk2.planner.deploy.deployment import Deployment, Process, filled
-from openk2.planner.deploy.write_compose import ROUTER_IMAGE, ROUTER_PACKAGES, needs_shell, shell_line
+from openk2.planner.deploy.write_compose import (
+    ROUTER_IMAGE,
+    ROUTER_PACKAGES,
+    WEIGHTS_FOLDER,
+    needs_shell,
+    shell_line,
+)
 from openk2.planner.deploy.yaml_text import yaml_text
 
-CACHE_FOLDER = "/root/.cache/huggingface"
 WEIGHTS_ROOM = 1.1
 """The claim for the weights, as a multiple of them."""
 
@@ -97,10 +102,11 @@ def _container(deployment: Deployment, process: Process, base: str) -> dict[str,
     if not is_router:
         token = {"name": "hugging-face", "key": "token", "optional": True}
         environment.append({"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": token}})
+        environment.append({"name": "HF_HOME", "value": WEIGHTS_FOLDER})
         resource = "nvidia.com/gpu" if deployment.is_nvidia else "amd.com/gpu"
         container["resources"] = {"limits": {resource: process.num_devices}}
         container["volumeMounts"] = [
-            {"name": "weights", "mountPath": CACHE_FOLDER},
+            {"name": "weights", "mountPath": WEIGHTS_FOLDER},
             {"name": "shared-memory", "mountPath": "/dev/shm"},
         ]
     container["env"] = environment
