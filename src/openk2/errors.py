@@ -6,6 +6,7 @@
     +-- TokenizerError           a vocabulary file is malformed
     +-- TemplateError            a chat template cannot be rendered
     +-- DataError                training or evaluation data is malformed
+    +-- TrainingError            a training run cannot go on: its loss is no number, its state cannot be written
     +-- RequestError             a request that can never be served as it is
     |   +-- ContextLengthError   the prompt does not fit the window
     |   +-- ModelNotFoundError   no such model is served here
@@ -57,6 +58,10 @@ class TemplateError(OpenK2Error):
 
 class DataError(OpenK2Error):
     exit_code = 2
+
+
+class TrainingError(OpenK2Error):
+    exit_code = 1
 
 
 class RequestError(OpenK2Error):

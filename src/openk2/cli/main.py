@@ -1,7 +1,8 @@
 """The `openk2` command: its verbs, and how their errors reach a person.
 
-Each verb is one thin module beside this file with a function `command`, imported only when it is called: `--help`
-and `--version` load neither torch nor pydantic, and a verb of the base install never needs torch.
+Each verb is one thin module beside this file with a function `command`, or an `app` of subcommands, imported only when
+it is called: `--help` and `--version` load neither torch nor pydantic, and a verb of the base install never needs
+torch.
 """
 
 from __future__ import annotations
@@ -56,8 +57,13 @@ class VerbGroup(TyperGroup):
 
 
 def _load(verb: str) -> Any:
+    module = import_module(f"openk2.cli.{verb}")
+    if (several := getattr(module, "app", None)) is not None:
+        group = typer.main.get_command(several)
+        group.name = verb
+        return group
     single = typer.Typer(add_completion=False, rich_markup_mode=None)
-    single.command(name=verb)(import_module(f"openk2.cli.{verb}").command)
+    single.command(name=verb)(module.command)
     return typer.main.get_command(single)
 
 

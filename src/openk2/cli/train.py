@@ -1,16 +1,36 @@
-"""`openk2 train RECIPE`: pretraining with MuonClip, resumed where the folder's last state left off."""
+"""`openk2 train RECIPE`: training with MuonClip, resumed where the folder's last state left off."""
 
 from __future__ import annotations
 
 import json
-from itertools import islice
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 
-def command(
+class _RecipeFirst(TyperGroup):
+    """`openk2 train RECIPE` is `openk2 train run RECIPE`: what is no subcommand is a recipe."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in {*self.commands, "--help", "-h"}:
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_RecipeFirst,
+    add_completion=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Train a model from a recipe: `openk2 train RECIPE`; its options: `openk2 train run --help`.",
+)
+
+
+@app.command()
+def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, such as recipes/k2-nano/stage1.toml.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe value.")] = None,
@@ -20,29 +40,21 @@ def command(
     export: Annotated[Path | None, typer.Option(help="Only write the run's model as a checkpoint folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each record as a line of JSON.")] = False,
 ) -> None:
-    """Train a model from a recipe; a run that was cut goes on when started again."""
+    """Train a model from a recipe; a run that was cut goes on when started again.
+
+    Exit codes: 0 done, or stopped by --max-minutes; 1 the run cannot go on; 2 recipe, data or state are wrong.
+    """
     import torch
 
-    from openk2.chat.template import ChatTemplate
-    from openk2.training.data import conversations
+    from openk2.training.assemble import open_run
     from openk2.training.export import export_model
     from openk2.training.recipe import load_recipe
-    from openk2.training.source import BatchSource
-    from openk2.training.trainer import Trainer
-    from openk2.training.vocabulary import make_tokenizer
 
     if threads is not None:
         torch.set_num_threads(threads)
     plan = load_recipe(recipe, set_ or [])
     folder = output or Path("runs") / plan.name
-    tokenizer = make_tokenizer(plan, folder / "tokenizer")
-    source = BatchSource(
-        ChatTemplate(tokenizer),
-        lambda seed, stage: conversations(seed, "train", stage=stage),
-        seed=plan.seed,
-        max_length=plan.model.max_position_embeddings,
-    )
-    trainer = Trainer(plan, source, folder, device=device)
+    trainer, held = open_run(plan, folder, device=device, watch=_quiet if as_json else _watched)
     resumed = trainer.resume()
     if export is not None:
         export_model(trainer, export)
@@ -50,8 +62,6 @@ def command(
         return
     if resumed and not as_json:
         typer.echo(f"resumed at {trainer.tokens:,} tokens (step {trainer.step:,})")
-    last_stage = plan.stages[-1].data_stage
-    held = list(islice(conversations(plan.seed, "held", stage=last_stage), plan.validation_conversations))
     seconds = None if max_minutes is None else 60 * max_minutes
     if as_json:
         trainer.run(held, max_seconds=seconds, report=lambda entry: typer.echo(json.dumps(entry)))
@@ -59,7 +69,17 @@ def command(
         _run_with_progress(trainer, held, seconds)
 
 
-def _run_with_progress(trainer: Any, held: list[Any], max_seconds: float | None) -> None:
+def _quiet(paths: list[Path]) -> Iterable[Path]:
+    return paths
+
+
+def _watched(paths: list[Path]) -> Iterable[Path]:
+    from rich.progress import track
+
+    return track(paths, "reading data", transient=True)
+
+
+def _run_with_progress(trainer: Any, held: Any, max_seconds: float | None) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (
@@ -76,10 +96,11 @@ def _run_with_progress(trainer: Any, held: list[Any], max_seconds: float | None)
             if "loss" in entry:
                 line = f"loss {entry['loss']:.3f}  {entry['tokens_per_second']:,.0f} tok/s"
                 progress.update(task, completed=entry["tokens"], line=line)
-            else:
-                progress.console.print(
-                    f"{entry['tokens']:>12,} tokens: held-out loss {entry['held_loss']:.4f}, tokens right "
-                    f"{entry['held_token_accuracy']:.1%}, whole calls right {entry['held_exact_calls']:.1%}"
-                )
+                return
+            calls = f", whole calls right {entry['held_exact_calls']:.1%}" if entry["held_exact_turns"] else ""
+            progress.console.print(
+                f"{entry['tokens']:>12,} tokens: held-out loss {entry['held_loss']:.4f}, tokens right "
+                f"{entry['held_token_accuracy']:.1%}{calls}"
+            )
 
         trainer.run(held, max_seconds=max_seconds, report=report)

@@ -48,6 +48,9 @@ class ForwardBatch:
     """(layers, experts) float32, to which the tokens that chose each expert are added: for load balancing."""
     observe_attention: Callable[[int, Tensor, Tensor, float], None] | None = None
     """Given each layer's index, queries and keys (T, H, D), and softmax scale: for a loss on attention itself."""
+    recompute: bool = False
+    """Keep only the layers' inputs for the backward pass, which runs them again, unobserved. Not with
+    `observe_attention`."""
 
     @classmethod
     def packed(

@@ -15,6 +15,7 @@ from openk2.models.attention import MLAttention
 from openk2.models.forward_batch import ForwardBatch
 from openk2.models.layers import MLP, Linear, RMSNorm
 from openk2.models.moe import MoE, RoutedExperts
+from openk2.models.recompute import recomputed
 from openk2.models.rope import inv_freq, rotary_tables
 
 
@@ -54,7 +55,10 @@ class Backbone(nn.Module):
         rotary = rotary_tables(batch.positions, self._inv_freq, self.config)
         h = self.embed_tokens(input_ids)
         for index, layer in enumerate(self.layers):
-            h = layer(h, batch, rotary, None if kv_cache is None else kv_cache[index])
+            if batch.recompute:
+                h = recomputed(layer, h, batch, rotary)
+            else:
+                h = layer(h, batch, rotary, None if kv_cache is None else kv_cache[index])
         return self.norm(h)
 
 

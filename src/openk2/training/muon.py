@@ -90,6 +90,13 @@ class MuonClip(torch.optim.Optimizer):
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
         super().__init__(groups, defaults)
         self.newton_schulz_dtype = newton_schulz_dtype
+        self._squares: list[Tensor] = []
+        self._updated = 0
+
+    @property
+    def update_rms(self) -> float:
+        """Root mean square of the last step's Muon updates at a learning rate of 1: near 0.2, as AdamW's."""
+        return float(torch.stack(self._squares).sum() / self._updated) ** 0.5 if self._squares else 0.0
 
     def set_lr_scale(self, scale: float) -> None:
         """Set every group's learning rate to `scale` times the one it was made with: for schedules."""
@@ -103,6 +110,7 @@ class MuonClip(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._squares, self._updated = [], 0
         for group in self.param_groups:
             if group["muon"]:
                 self._muon(group)
@@ -125,6 +133,8 @@ class MuonClip(torch.optim.Optimizer):
         for (rows, columns), pairs in batches.items():
             update = newton_schulz(torch.cat([u for _, u in pairs]), dtype=self.newton_schulz_dtype)
             scale = RMS_MATCH * max(rows, columns) ** 0.5
+            self._squares.append((update.float().norm() * scale).square())
+            self._updated += update.numel()
             for (weight, _), part in zip(pairs, update.split([w.shape[0] for w, _ in pairs]), strict=True):
                 weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(part, alpha=-group["lr"] * scale)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from openk2.config import ModelConfig
 from openk2.config.presets import preset
@@ -15,17 +16,47 @@ from openk2.errors import ConfigError
 from openk2.training.guides import KINDS
 from openk2.training.schedule import WarmupStableDecay
 
+DATA_KINDS = ("generated", "text", "messages")
+DTYPES = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
     """A stretch of the curriculum: it holds until the run has seen `until_tokens` tokens."""
 
-    until_tokens: int
-    data_stage: int
-    """Difficulty of the generated conversations, 0 (one tool) to 3 (up to six tools, all kinds)."""
     batch_tokens: int
+    """Of one batch; a step takes `accumulate` of them."""
+    until_tokens: int = sys.maxsize
+    data_stage: int = 3
+    """Difficulty of the generated conversations, 0 (one tool) to 3 (up to six tools, all kinds)."""
     prompt_weight: float = 0.0
     """Weight of the loss on the prompt's tokens; that share of them, drawn at random, is learned like the reply's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What the run learns from."""
+
+    kind: str = "generated"
+    """`generated` conversations, `text` to pretrain on, or `messages`: conversations from files."""
+    files: tuple[str, ...] = ()
+    """Paths or patterns, from the working folder."""
+    held_out: float = 0.01
+    """Share of the documents that are validated on and never trained on; 0 is no validation."""
+    text_field: str = "text"
+    """Of JSON lines and parquet files: what holds the text."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in DATA_KINDS:
+            raise ConfigError(f"data.kind must be {' or '.join(DATA_KINDS)}, not {self.kind!r}", param="data.kind")
+        if not isinstance(self.files, tuple) or (self.kind == "generated") != (not self.files):
+            raise ConfigError(
+                f"data.kind {self.kind!r} takes "
+                + ("no data.files" if self.kind == "generated" else 'files: data.files = ["PATH", ...]'),
+                param="data.files",
+            )
+        if not 0 <= self.held_out < 1:
+            raise ConfigError(f"data.held_out is a share from 0 up to 1, not {self.held_out:g}", param="data.held_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +97,9 @@ class TokenizerConfig:
 
     seed: int = 0
     samples: int = 20_000
-    """Texts to learn the merges from."""
+    """Texts to learn the merges from; of a run on files, the first so many training documents of its shuffled order."""
+    folder: str | None = None
+    """A folder with `tiktoken.model` to take the vocabulary from instead (`openk2 train tokenizer` makes one)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +107,7 @@ class Recipe:
     model: ModelConfig
     schedule: WarmupStableDecay
     stages: tuple[StageConfig, ...]
+    data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guides: GuidesConfig = field(default_factory=GuidesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -83,7 +117,16 @@ class Recipe:
     """First weights: `structured` (an induction circuit laid out), `random`, or a checkpoint folder to go on from."""
     router_bias_rate: tuple[float, float] = (0.03, 0.003)
     """Largest step of the load-balancing bias, at the first token and at the last."""
+    accumulate: int = 1
+    """Batches whose gradients make one step."""
+    recompute: bool = False
+    """Keep only each layer's input for the backward pass and run the layer again there: less memory, a third more work.
+    """
+    dtype: str = "float32"
+    """What the passes compute in. With `bfloat16`, weights, gradients' sums and optimizer stay float32."""
     save_every_tokens: int = 500_000
+    keep: int = 1
+    """States kept: the latest as `state.pt`, and the ones before it by their step."""
     validate_every_tokens: int = 500_000
     validation_conversations: int = 160
 
@@ -92,6 +135,15 @@ class Recipe:
             raise ConfigError(
                 f"init must be 'structured', 'random' or a checkpoint folder, not {self.init!r}", param="init"
             )
+        if self.dtype not in DTYPES:
+            raise ConfigError(f"dtype must be {' or '.join(DTYPES)}, not {self.dtype!r}", param="dtype")
+        for name in ("accumulate", "keep", "save_every_tokens", "validate_every_tokens"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", param=name)
+        if self.recompute and self.guides.weight > 0:
+            raise ConfigError("recompute excludes guides, which look into the layers", param="recompute")
+        if self.data.kind == "text" and self.guides.weight > 0:
+            raise ConfigError("guides are for conversations: data.kind 'text' has none", param="guides.weight")
         ends = [stage.until_tokens for stage in self.stages]
         if not ends or ends != sorted(ends):
             raise ConfigError("stages must be listed with rising until_tokens", param="stages")
@@ -117,12 +169,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     model = dict(raw.pop("model", {}))
     base = preset(model.pop("preset", "nano"))
     values: dict[str, Any] = {
-        "model": _build(type(base), model, base),
-        "schedule": _build(WarmupStableDecay, raw.pop("schedule", {})),
-        "stages": tuple(_build(StageConfig, stage) for stage in raw.pop("stages", [])),
-        "optimizer": _build(OptimizerConfig, raw.pop("optimizer", {})),
-        "guides": _build(GuidesConfig, raw.pop("guides", {})),
-        "tokenizer": _build(TokenizerConfig, raw.pop("tokenizer", {})),
+        "model": _build(type(base), model, "model", base),
+        "schedule": _build(WarmupStableDecay, raw.pop("schedule", {}), "schedule"),
+        "stages": tuple(_build(StageConfig, stage, f"stages[{i}]") for i, stage in enumerate(raw.pop("stages", []))),
+        "data": _build(DataConfig, raw.pop("data", {}), "data"),
+        "optimizer": _build(OptimizerConfig, raw.pop("optimizer", {}), "optimizer"),
+        "guides": _build(GuidesConfig, raw.pop("guides", {}), "guides"),
+        "tokenizer": _build(TokenizerConfig, raw.pop("tokenizer", {}), "tokenizer"),
     }
     return _build(Recipe, {**values, **raw})
 
@@ -139,16 +192,36 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     target = raw
     for section in sections:
         target = target.setdefault(section, {})
+        if not isinstance(target, dict):
+            raise ConfigError(f"--set {key.strip()}: {section!r} is no section of the recipe", param=key.strip())
     target[last] = value
 
 
-def _build(kind: type, values: Mapping[str, Any], base: Any = None) -> Any:
+def _build(kind: type, values: Any, section: str = "", base: Any = None) -> Any:
+    where = f"[{section}] " if section else ""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"recipe: {section} must be a section, not {values!r}", param=section)
     names = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(values) - names)
     if unknown:
-        raise ConfigError(f"unknown recipe key {unknown[0]!r}; there are {', '.join(sorted(names))}", param=unknown[0])
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        known = ", ".join(sorted(names))
+        raise ConfigError(f"{where}unknown recipe key {unknown[0]!r}; there are {known}", param=unknown[0])
+    hints = get_type_hints(kind)
+    given = {key: _typed(value, hints[key], f"{where}{key}") for key, value in values.items()}
     try:
-        return dataclasses.replace(base, **values) if base is not None else kind(**values)
+        return dataclasses.replace(base, **given) if base is not None else kind(**given)
     except TypeError as error:
-        raise ConfigError(f"recipe: {error}") from None
+        raise ConfigError(f"recipe: {where}{error}") from None
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    """`value` as a field of a plain type takes it; fields of other types look at it themselves."""
+    if isinstance(value, list):
+        value = tuple(value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if hint in (int, float, str, bool):
+        fits = isinstance(value, (int, float) if hint is float else hint) and (hint is bool) == isinstance(value, bool)
+        if not fits:
+            raise ConfigError(f"{name} must be of type {hint.__name__}, not {value!r}", param=name)
+    return value

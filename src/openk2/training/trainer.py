@@ -1,11 +1,11 @@
 """The training loop: one model, MuonClip, packed batches, a log, and checkpoints from which it goes on exactly.
 
-It knows nothing of files of conversations or vocabularies: the caller gives it a `BatchSource` and a validation set.
+It knows nothing of files of conversations or vocabularies: the caller gives it a `Source` and a validation set.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,30 +13,34 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from openk2.errors import CheckpointError
+from openk2.errors import CheckpointError, TrainingError
+from openk2.evals.lines import LineFile
 from openk2.training.balance import imbalance, update_router_bias_
 from openk2.training.data import Conversation
 from openk2.training.guide_loss import GuideLoss
 from openk2.training.guides import find_guides
 from openk2.training.init import first_model
 from openk2.training.muon import MuonClip
-from openk2.training.packing import PackedBatch
+from openk2.training.packing import Example, PackedBatch
+from openk2.training.precision import Workshop
 from openk2.training.qk_clip import qk_clip_
 from openk2.training.recipe import Recipe
-from openk2.training.source import BatchSource
+from openk2.training.source import Source
+from openk2.training.state import STATE_FILE, read_state, write_state
 from openk2.training.validate import Validation, validate
 
-STATE_FILE = "state.pt"
 LOG_FILE = "log.jsonl"
 
 
 class Trainer:
     """Holds a run's state: weights, optimizer, and the position (step, tokens) from which the data follow."""
 
-    def __init__(self, recipe: Recipe, source: BatchSource, folder: Path, *, device: str = "cpu") -> None:
+    def __init__(self, recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu") -> None:
         self.recipe, self.source, self.folder, self.device = recipe, source, folder, device
         self.model = first_model(recipe.model, recipe.init, recipe.seed).to(device)
+        self.workshop = Workshop(self.model, recipe.dtype)
         o = recipe.optimizer
         self.optimizer = MuonClip(
             self.model,
@@ -49,7 +53,10 @@ class Trainer:
             ),
             newton_schulz_dtype=getattr(torch, o.newton_schulz_dtype),
         )
-        self.step, self.tokens, self.seconds = 0, 0, 0.0
+        self.step, self.batches, self.tokens, self.seconds = 0, 0, 0, 0.0
+        c = recipe.model
+        self.expert_load = torch.zeros(c.num_hidden_layers, c.n_routed_experts or 0)
+        """(layers, experts): tokens since the last validation that chose each expert."""
         folder.mkdir(parents=True, exist_ok=True)
 
     @property
@@ -57,48 +64,91 @@ class Trainer:
         return self.recipe.schedule.total_tokens
 
     def train_step(self) -> dict[str, Any]:
-        """One batch: forward, backward, MuonClip, load balance. Returns the step's record."""
+        """One step: forward and backward of its batches, MuonClip, load balance. Returns the step's record.
+
+        Raises TrainingError when the loss or a gradient is no finite number; the weights are as before the step then.
+        """
         started = time.perf_counter()
         recipe, model = self.recipe, self.model
         c = model.config
-        batch = self.source.batch(self.step, recipe.stage(self.tokens)).to(self.device)
+        stage = recipe.stage(self.tokens)
+        batches = [self.source.batch(self.batches + i, stage).to(self.device) for i in range(recipe.accumulate)]
+        supervised = sum(int(batch.supervised.sum()) for batch in batches)
         max_logits = torch.full((c.num_hidden_layers, c.num_attention_heads), -torch.inf, device=self.device)
         load = torch.zeros(c.num_hidden_layers, c.n_routed_experts or 0, device=self.device)
-        guided = self._guide_loss(batch)
-        observe = guided and guided.observe
-        inputs = batch.forward_batch(max_logits=max_logits, expert_load=load, observe_attention=observe)
-        hidden = model(batch.input_ids, inputs)
-        rows = batch.supervised.nonzero()[:, 0]
-        losses = F.cross_entropy(model.compute_logits(hidden[rows]), batch.labels[rows], reduction="none")
-        loss = losses.mean()
-        guides = guided.means() if guided else {}
-        weighed = losses @ guided.weigh(batch.supervised, recipe.guides.decision_weight) if guided else loss
-        (weighed + recipe.guides.weight * sum(guides.values())).backward()
+        loss = 0.0
+        guides: dict[str, float] = {}
+        for batch in batches:
+            share = int(batch.supervised.sum()) / supervised
+            part, found = self._backward(batch, share, max_logits, load)
+            loss += part * share
+            guides = {kind: guides.get(kind, 0.0) + value * share for kind, value in found.items()}
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
         scale = recipe.schedule.scale(self.tokens)
+        self._check_finite(loss, float(norm), scale, float(max_logits.max()))
         self.optimizer.set_lr_scale(scale)
         self.optimizer.step()
         self.optimizer.zero_grad()
         clipped = qk_clip_(model, max_logits, recipe.optimizer.qk_clip_threshold)
         first, last = recipe.router_bias_rate
         update_router_bias_(model, load, first + (last - first) * min(self.tokens / self.total_tokens, 1.0))
+        self.workshop.refresh()
+        self.expert_load += load.cpu()
+        tokens = sum(len(batch.input_ids) for batch in batches)
         self.step += 1
-        self.tokens += len(batch.input_ids)
+        self.batches += len(batches)
+        self.tokens += tokens
         elapsed = time.perf_counter() - started
         self.seconds += elapsed
         return {
             "step": self.step,
             "tokens": self.tokens,
-            "loss": float(loss.detach()),
-            "supervised": len(rows),
+            "loss": loss,
+            "supervised": supervised,
             "grad_norm": float(norm),
+            "lr": recipe.optimizer.lr * scale,
             "lr_scale": scale,
+            "update_rms": self.optimizer.update_rms,
             "max_logit": float(max_logits.max()),
             "clipped_heads": clipped,
             "imbalance": imbalance(model, load),
-            "tokens_per_second": len(batch.input_ids) / elapsed,
-            **({"guides": {k: round(float(v.detach()), 3) for k, v in guides.items()}} if guides else {}),
+            "tokens_per_second": tokens / elapsed,
+            **({"guides": {k: round(v, 3) for k, v in guides.items()}} if guides else {}),
         }
+
+    def _backward(
+        self, batch: PackedBatch, share: float, max_logits: Tensor, load: Tensor
+    ) -> tuple[float, dict[str, float]]:
+        """Add the gradients of a batch that holds `share` of the step's learned tokens; its loss and guides' losses."""
+        recipe, worker = self.recipe, self.workshop.worker
+        guided = self._guide_loss(batch)
+        inputs = batch.forward_batch(
+            max_logits=max_logits,
+            expert_load=load,
+            observe_attention=guided and guided.observe,
+            recompute=recipe.recompute,
+        )
+        hidden = worker(batch.input_ids, inputs)
+        rows = batch.supervised.nonzero()[:, 0]
+        losses = F.cross_entropy(worker.compute_logits(hidden[rows]), batch.labels[rows], reduction="none")
+        loss = losses.mean()
+        guides = guided.means() if guided else {}
+        weighed = losses @ guided.weigh(batch.supervised, recipe.guides.decision_weight) if guided else loss
+        ((weighed + recipe.guides.weight * sum(guides.values())) * share).backward()
+        self.workshop.gather()
+        return float(loss.detach()), {kind: float(value.detach()) for kind, value in guides.items()}
+
+    def _check_finite(self, loss: float, norm: float, scale: float, max_logit: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        self.optimizer.zero_grad()
+        state = self.folder / STATE_FILE
+        kept = f"the last state, {state}, is intact" if state.exists() else "no state was written yet"
+        raise TrainingError(
+            f"step {self.step + 1} at {self.tokens:,} tokens: the loss is {loss:.4g}, the gradient's norm {norm:.4g} "
+            f"(learning rate {self.recipe.optimizer.lr * scale:.3g}, largest attention logit {max_logit:.3g}); "
+            f"{kept}. Lower optimizer.lr, or look at the data of this step"
+        )
 
     def _guide_loss(self, batch: PackedBatch) -> GuideLoss | None:
         guides = self.recipe.guides
@@ -110,7 +160,7 @@ class Trainer:
 
     def run(
         self,
-        held: Sequence[Conversation],
+        held: Sequence[Conversation | Example],
         *,
         max_seconds: float | None = None,
         report: Callable[[dict[str, Any]], None] = lambda record: None,
@@ -119,27 +169,42 @@ class Trainer:
 
         `report` is given every record that goes to the log.
         """
+        try:
+            with LineFile(self.folder / LOG_FILE) as log:
+
+                def record(entry: dict[str, Any]) -> None:
+                    log.write(entry)
+                    report(entry)
+
+                self._run(held, max_seconds, record)
+        except OSError as error:
+            raise TrainingError(
+                f"cannot write {self.folder / LOG_FILE}: {error.strerror or error}; the last state is intact"
+            ) from None
+
+    def _run(
+        self,
+        held: Sequence[Conversation | Example],
+        max_seconds: float | None,
+        record: Callable[[dict[str, Any]], None],
+    ) -> None:
         started = time.perf_counter()
         recipe = self.recipe
-        with (self.folder / LOG_FILE).open("a") as log:
-
-            def record(entry: dict[str, Any]) -> None:
-                log.write(json.dumps(entry) + "\n")
-                log.flush()
-                report(entry)
-
-            while self.tokens < self.total_tokens:
-                before = self.tokens
-                record(self.train_step())
-                if crossed(before, self.tokens, recipe.validate_every_tokens) or self.tokens >= self.total_tokens:
-                    record(self._validation_record(validate(self.model, self.source.template, held)))
-                if crossed(before, self.tokens, recipe.save_every_tokens):
-                    self.save()
-                if max_seconds is not None and time.perf_counter() - started > max_seconds:
-                    break
+        while self.tokens < self.total_tokens:
+            before = self.tokens
+            record(self.train_step())
+            due = crossed(before, self.tokens, recipe.validate_every_tokens) or self.tokens >= self.total_tokens
+            if held and due:
+                record(self._validation_record(validate(self.workshop.worker, self.source.template, held)))
+            if crossed(before, self.tokens, recipe.save_every_tokens):
+                self.save()
+            if max_seconds is not None and time.perf_counter() - started > max_seconds:
+                break
         self.save()
 
     def _validation_record(self, result: Validation) -> dict[str, Any]:
+        load = self.expert_load.long().tolist()
+        self.expert_load.zero_()
         return {
             "tokens": self.tokens,
             "seconds": round(self.seconds),
@@ -147,42 +212,43 @@ class Trainer:
             "held_token_accuracy": result.token_accuracy,
             "held_exact_calls": result.exact_calls,
             "held_exact_turns": {k: f"{a}/{b}" for k, (a, b) in result.exact_turns.items()},
+            "expert_load": load,
         }
 
     def save(self) -> None:
-        """Write the whole state beside the old one and rename it: a cut at any moment leaves a good file."""
+        """Write the whole state (`state.py`). Raises TrainingError when it cannot be written."""
         state = {
             "config": self.recipe.model.to_hf(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "batches": self.batches,
             "tokens": self.tokens,
             "seconds": self.seconds,
+            "data": dict(self.source.position()),
         }
-        partial = self.folder / (STATE_FILE + ".partial")
-        torch.save(state, partial)
-        partial.replace(self.folder / STATE_FILE)
+        write_state(state, self.folder, keep=self.recipe.keep)
 
     def resume(self) -> bool:
         """Go on from the folder's state, if there is one.
 
-        Raises CheckpointError when it is unreadable or of another architecture.
+        Raises CheckpointError when it is unreadable, of another architecture, or of other data.
         """
-        path = self.folder / STATE_FILE
-        if not path.exists():
+        state = read_state(self.folder, self.device)
+        if state is None:
             return False
-        try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise CheckpointError(f"{path} cannot be read ({error}); remove it to start anew") from None
+        path = self.folder / STATE_FILE
         if state["config"] != self.recipe.model.to_hf():
             raise CheckpointError(f"{path} is of another architecture than the recipe's; choose another --output")
+        self.source.seek(state.get("data", {}))
         self.model.load_state_dict(state["model"])
         rates = [group["base_lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["base_lr"] = rate  # the recipe's, which may have been changed for this stretch of the run
+        self.workshop.refresh()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.batches = state.get("batches", self.step)  # states from before gradient accumulation have none
         return True
 
 

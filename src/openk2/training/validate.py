@@ -1,4 +1,4 @@
-"""Held-out conversations under teacher forcing: how much of the assistant's turns the model would have said itself.
+"""Held-out data under teacher forcing: of conversations, how much of the assistant's turns the model would have said.
 
 A turn counts as exact when the most likely token is the right one at each of its positions, which is the same as greedy
 decoding reproducing it.
@@ -16,13 +16,13 @@ from torch import Tensor
 from openk2.chat.template import ChatTemplate
 from openk2.models import K2Model
 from openk2.training.data import Conversation
-from openk2.training.packing import collate, render_example
+from openk2.training.packing import Example, collate, render_example
 
 
 @dataclass(frozen=True)
 class Validation:
     loss: float
-    """Mean negative log-likelihood of the assistant's tokens, nats."""
+    """Mean negative log-likelihood of the learned tokens (the assistant's; of a text, all), nats."""
     token_accuracy: float
     exact_turns: dict[str, tuple[int, int]]
     """(exact turns, turns) by kind: the conversation's kind for turns with calls, `text` for turns without."""
@@ -35,22 +35,25 @@ class Validation:
 
 @torch.no_grad()
 def validate(
-    model: K2Model, template: ChatTemplate, conversations: Sequence[Conversation], batch: int = 8
+    model: K2Model, template: ChatTemplate, held: Sequence[Conversation | Example], batch: int = 8
 ) -> Validation:
-    """Run all conversations, `batch` at a time."""
+    """Run all of `held`, `batch` at a time. Plain examples have no turns, so there `exact_turns` is empty."""
     losses: list[Tensor] = []
     rights: list[Tensor] = []
     turns: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-    for start in range(0, len(conversations), batch):
-        part = conversations[start : start + batch]
-        packed = collate([render_example(template, c.tools, c.messages) for c in part])
+    for start in range(0, len(held), batch):
+        part = held[start : start + batch]
+        examples = [h if isinstance(h, Example) else render_example(template, h.tools, h.messages) for h in part]
+        packed = collate(examples).to(str(model.lm_head.weight.device))
         hidden = model(packed.input_ids, packed.forward_batch())
         rows = packed.supervised.nonzero()[:, 0]
         logits, labels = model.compute_logits(hidden[rows]), packed.labels[rows]
         losses.append(torch.nn.functional.cross_entropy(logits, labels, reduction="none"))
         right = logits.argmax(-1) == labels
         rights.append(right)
-        _count_turns(packed.cu_seqlens, rows, right, part, turns)
+        spoken = [h for h in part if isinstance(h, Conversation)]
+        if len(spoken) == len(part):
+            _count_turns(packed.cu_seqlens, rows.cpu(), right.cpu(), spoken, turns)
     exact = {kind: (a, b) for kind, (a, b) in sorted(turns.items())}
     return Validation(float(torch.cat(losses).mean()), float(torch.cat(rights).float().mean()), exact)
 

@@ -1,45 +1,55 @@
-"""A run's tokenizer: that of the checkpoint it starts from, or learned from its data once; then read back."""
+"""A run's tokenizer: given, of the checkpoint that it starts from, or learned from its data; then read back."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
-from openk2.errors import ConfigError
+from openk2.chat.template import sort_keys
+from openk2.errors import ConfigError, TokenizerError
 from openk2.tokenizer import Tokenizer, save_ranks
 from openk2.training.bpe import train_ranks
-from openk2.training.data import texts_for_tokenizer
+from openk2.training.data import Conversation, texts_for_tokenizer
+from openk2.training.files import Collection, Document, Order, split
 from openk2.training.recipe import Recipe
 
 SPECIAL_SLOTS = 256
 RANKS = "tiktoken.model"
 
 
-def make_tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
-    """Read the tokenizer in `folder`; else take that of the recipe's `init` checkpoint, or learn one of the model's
-    vocabulary size, and write it there.
+def make_tokenizer(recipe: Recipe, folder: Path, documents: Collection[Any] | None = None) -> Tokenizer:
+    """Read the tokenizer in `folder`; else take the recipe's, that of its `init` checkpoint, or learn one of the
+    model's vocabulary size from the run's data (`documents`: those of its files), and write it there.
 
-    Raises ConfigError when it does not fit the model.
+    Raises ConfigError when it does not fit the model, TokenizerError when the recipe's folder has none.
     """
-    given = Path(recipe.init)
+    given = Path(recipe.tokenizer.folder or recipe.init)
     if not (folder / RANKS).exists() and (given / RANKS).exists():
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("tokenizer_config.json", RANKS):
-            shutil.copyfile(given / name, folder / name)
+            if (given / name).exists():
+                shutil.copyfile(given / name, folder / name)
     if not (folder / RANKS).exists():
-        texts = texts_for_tokenizer(recipe.tokenizer.seed, recipe.tokenizer.samples)
+        if recipe.tokenizer.folder is not None:
+            raise TokenizerError(f"tokenizer.folder: there is no {RANKS} in {given}", param="tokenizer.folder")
+        samples = recipe.tokenizer.samples
+        texts = (
+            texts_for_tokenizer(recipe.tokenizer.seed, samples)
+            if documents is None
+            else islice(_texts_of(documents, recipe), samples)
+        )
         ranks = train_ranks(texts, recipe.model.vocab_size - SPECIAL_SLOTS)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {
-            "tokenizer_class": "TikTokenTokenizer",
-            "added_tokens_decoder": {
-                str(token_id): {"content": text, "special": "tool_call" not in text}
-                for text, token_id in Tokenizer(ranks).specials.items()
-            },
-        }
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-        save_ranks(ranks, folder / RANKS)
+        if (size := len(ranks) + SPECIAL_SLOTS) < recipe.model.vocab_size:
+            raise ConfigError(
+                f"the data give a vocabulary of only {size} tokens, the model has {recipe.model.vocab_size}: "
+                f"give more text, or set model.vocab_size={size}",
+                param="model.vocab_size",
+            )
+        write_tokenizer(ranks, folder)
     tokenizer = Tokenizer.from_folder(folder)
     if tokenizer.vocab_size != recipe.model.vocab_size:
         raise ConfigError(
@@ -47,3 +57,38 @@ def make_tokenizer(recipe: Recipe, folder: Path) -> Tokenizer:
             "choose another --output or set model.vocab_size"
         )
     return tokenizer
+
+
+def write_tokenizer(ranks: Mapping[bytes, int], folder: Path) -> None:
+    """Write `tiktoken.model` and its configuration with the published special tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {
+        "tokenizer_class": "TikTokenTokenizer",
+        "added_tokens_decoder": {
+            str(token_id): {"content": text, "special": "tool_call" not in text}
+            for text, token_id in Tokenizer(ranks).specials.items()
+        },
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
+    save_ranks(ranks, folder / RANKS)
+
+
+def _texts_of(documents: Collection[Any], recipe: Recipe) -> Iterator[str]:
+    """Of one epoch of the training documents."""
+    members, _ = split(documents.digests, recipe.data.held_out)
+    order = Order(members, recipe.tokenizer.seed)
+    for _ in members:
+        yield from document_texts(documents.read(order.current))
+        order.advance()
+
+
+def document_texts(document: Document | Conversation) -> Iterable[str]:
+    """What a document's tokens are made from: of a conversation its texts, calls and declarations as rendered."""
+    if isinstance(document, Document):
+        return [document.text]
+    messages = document.messages
+    texts = [m.text for m in messages if m.text] + [c.arguments for m in messages for c in m.tool_calls]
+    if document.tools:
+        declared = sort_keys([dict(t.declaration) for t in document.tools])
+        texts.append(json.dumps(declared, ensure_ascii=False, separators=(",", ":")))
+    return texts

@@ -1,0 +1,60 @@
+"""A recipe and a folder to a run that is ready to go: tokenizer, data, trainer, what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+from openk2.chat.template import ChatTemplate
+from openk2.errors import DataError
+from openk2.training.data import Conversation, conversations
+from openk2.training.files import collect_conversations, collect_texts, expand_paths
+from openk2.training.packing import Example
+from openk2.training.recipe import Recipe
+from openk2.training.source import BatchSource, MessageSource, TextSource
+from openk2.training.trainer import Trainer
+from openk2.training.vocabulary import make_tokenizer
+
+Held = Sequence[Conversation | Example]
+
+
+def open_run(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    device: str = "cpu",
+    watch: Callable[[list[Path]], Iterable[Path]] = lambda paths: paths,
+) -> tuple[Trainer, Held]:
+    """The trainer, not yet resumed, and the held-out data. `watch` passes the data files on as they are read.
+
+    Raises DataError, ConfigError and the like, one line each, for what is wrong with data, recipe or tokenizer.
+    """
+    data = recipe.data
+    if data.kind == "generated":
+        template = ChatTemplate(make_tokenizer(recipe, folder / "tokenizer"))
+        source = BatchSource(
+            template,
+            lambda seed, stage: conversations(seed, "train", stage=stage),
+            seed=recipe.seed,
+            max_length=recipe.model.max_position_embeddings,
+        )
+        last_stage = recipe.stages[-1].data_stage
+        held = list(islice(conversations(recipe.seed, "held", stage=last_stage), recipe.validation_conversations))
+        return Trainer(recipe, source, folder, device=device), held
+    paths = watch(expand_paths(data.files))
+    documents = collect_texts(paths, data.text_field) if data.kind == "text" else collect_conversations(paths)
+    template = ChatTemplate(make_tokenizer(recipe, folder / "tokenizer", documents))
+    kind = TextSource if data.kind == "text" else MessageSource
+    files: TextSource | MessageSource = kind(
+        template,
+        documents,
+        seed=recipe.seed,
+        max_length=recipe.model.max_position_embeddings,
+        held_out=data.held_out,
+    )
+    most = recipe.validation_conversations
+    held_files: Held = files.held_examples(most) if isinstance(files, TextSource) else files.held_conversations(most)
+    if data.held_out > 0 and not held_files:
+        raise DataError("no held-out document fits the model's window; raise data.held_out", param="data.held_out")
+    return Trainer(recipe, files, folder, device=device), held_files

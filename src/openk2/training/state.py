@@ -1,0 +1,86 @@
+"""A run's state on disk: whole or not there, whatever cuts the writing short."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from openk2.errors import CheckpointError, TrainingError
+
+STATE_FILE = "state.pt"
+_NUMBERED = re.compile(r"state-(\d+)\.pt")
+
+
+def write_state(state: dict[str, Any], folder: Path, *, keep: int = 1) -> None:
+    """Write beside the old state and rename: a cut at any moment leaves a good `state.pt`.
+
+    `keep` above 1 keeps so many of the latest states, the newest included, as `state-STEP.pt`; the newest shares its
+    bytes with `state.pt` where the file system can.
+
+    Raises TrainingError when it cannot be written, such as on a full disk; the old states are untouched then.
+    """
+    path, partial = folder / STATE_FILE, folder / (STATE_FILE + ".partial")
+    try:
+        with partial.open("wb") as file:
+            guarded = _Guarded(file)
+            torch.save(state, guarded)  # type: ignore[arg-type]
+            if guarded.error is not None:
+                raise guarded.error
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+        if keep > 1:
+            _number(path, folder / f"state-{state['step']:08}.pt")
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        reason = error.strerror or error
+        before = f"the last state, {path}, is intact" if path.exists() else "there is no earlier state"
+        raise TrainingError(f"cannot write the state of step {state['step']} to {folder}: {reason}; {before}") from None
+    for old in sorted(folder.glob("state-*.pt"))[: -keep if keep > 1 else None]:
+        if _NUMBERED.fullmatch(old.name):
+            old.unlink(missing_ok=True)
+
+
+class _Guarded:
+    """A file that keeps its first error to itself: torch's writer ends the process when a write fails under it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        try:
+            if self.error is None:
+                return self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Left to the owner of the file."""
+
+
+def _number(path: Path, numbered: Path) -> None:
+    numbered.unlink(missing_ok=True)
+    try:
+        os.link(path, numbered)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, numbered)
+
+
+def read_state(folder: Path, device: str) -> dict[str, Any] | None:
+    """The latest state in `folder`; None where there is none. Raises CheckpointError when it is unreadable."""
+    path = folder / STATE_FILE
+    if not path.exists():
+        return None
+    try:
+        return torch.load(path, map_location=device, weights_only=True)  # type: ignore[no-any-return]
+    except Exception as error:
+        others = sorted(p.name for p in folder.glob("state-*.pt"))
+        way_out = f"copy {others[-1]} over it to go on from there" if others else "remove it to start anew"
+        raise CheckpointError(f"{path} cannot be read ({error}); {way_out}") from None

@@ -1,0 +1,317 @@
+"""Runs on files: batches, exact resume under every way of computing, and what happens when a run cannot go on."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openk2.chat.template import ChatTemplate
+from openk2.config import ModelConfig
+from openk2.errors import CheckpointError, ConfigError, DataError, TrainingError
+from openk2.evals.lines import LineFile
+from openk2.training.assemble import open_run
+from openk2.training.files import collect_conversations, collect_texts
+from openk2.training.recipe import DataConfig, GuidesConfig, OptimizerConfig, Recipe, StageConfig, load_recipe
+from openk2.training.schedule import WarmupStableDecay
+from openk2.training.source import MessageSource, TextSource
+from openk2.training.trainer import Trainer
+
+STAGE = StageConfig(batch_tokens=150)
+
+
+@pytest.fixture
+def small(tiny_config: ModelConfig, tmp_path: Path) -> Recipe:
+    """A run on texts whose every step is quick; the byte vocabulary is in the run's folder already."""
+    texts = [{"text": f"{i}: " + "the cat sat on the mat. " * (i % 9)} for i in range(40)]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(t) + "\n" for t in texts))
+    return Recipe(
+        model=replace(tiny_config, hidden_size=32, num_hidden_layers=2, q_lora_rank=16, kv_lora_rank=16),
+        schedule=WarmupStableDecay(warmup_tokens=100, stable_tokens=900, decay_tokens=200),
+        stages=(STAGE,),
+        data=DataConfig(kind="text", files=(str(tmp_path / "texts.jsonl"),), held_out=0.1),
+        init="random",
+    )
+
+
+@pytest.fixture
+def talks(tmp_path: Path) -> Path:
+    """A file of conversations of growing length; the last is longer than any window here."""
+    file = tmp_path / "talks.jsonl"
+    with file.open("w") as out:
+        for i in range(12):
+            said = "again " * (i if i < 11 else 2000)
+            messages = [{"role": "user", "content": said + "?"}, {"role": "assistant", "content": f"{i}."}]
+            out.write(json.dumps({"messages": messages}) + "\n")
+    return file
+
+
+def trainer_of(recipe: Recipe, template: ChatTemplate, folder: Path) -> Trainer:
+    documents = collect_texts([Path(f) for f in recipe.data.files])
+    return Trainer(recipe, TextSource(template, documents, seed=3, max_length=120, held_out=0.1), folder)
+
+
+def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def test_text_batches_are_full_and_learn_each_token_once(small: Recipe, template: ChatTemplate) -> None:
+    documents = collect_texts([Path(small.data.files[0])])
+    source = TextSource(template, documents, seed=3, max_length=120, held_out=0.1)
+    learned = 0
+    number = 0
+    while source.order.epoch == 0:
+        batch = source.batch(number, STAGE)
+        assert STAGE.batch_tokens - 16 < len(batch.input_ids) <= STAGE.batch_tokens and max(batch.lengths) <= 120
+        assert torch.equal(batch.supervised, batch.labels >= 0)
+        learned += int(batch.supervised.sum())
+        number += 1
+    sizes = [len(template.tokenizer.encode(documents.read(i).text)) + 1 for i in source.members]
+    once = sum(size - 1 for size in sizes)
+    assert once <= learned < once + STAGE.batch_tokens, "what is above is of the next epoch"
+
+
+def test_a_stream_goes_on_where_it_was_cut(small: Recipe, talks: Path, template: ChatTemplate) -> None:
+    texts, conversations = collect_texts([Path(small.data.files[0])]), collect_conversations([talks])
+    make: list[Callable[[], Any]] = [
+        lambda: TextSource(template, texts, seed=3, max_length=120, held_out=0.1),
+        lambda: MessageSource(template, conversations, seed=3, max_length=120, held_out=0.3),
+    ]
+    for source in make:
+        whole, stage = source(), replace(STAGE, prompt_weight=0.3)
+        batches = [whole.batch(i, stage) for i in range(12)]
+        for cut in (1, 4, 7):
+            first = source()
+            for i in range(cut):
+                first.batch(i, stage)
+            second = source()
+            second.seek(json.loads(json.dumps(first.position())))
+            for i in range(cut, 12):
+                again = second.batch(i, stage)
+                assert torch.equal(again.input_ids, batches[i].input_ids)
+                assert torch.equal(again.supervised, batches[i].supervised)
+    with pytest.raises(CheckpointError, match="other data"):
+        make[0]().seek(make[1]().position())
+
+
+def test_conversations_too_long_for_the_window_are_counted(talks: Path, template: ChatTemplate) -> None:
+    source = MessageSource(template, collect_conversations([talks]), seed=3, max_length=400, held_out=0.0)
+    for i in range(30):
+        source.batch(i, STAGE)
+    assert source.order.epoch == 2
+    assert source.position()["left_out"] in (source.order.epoch, source.order.epoch + 1)
+    with pytest.raises(DataError, match="longer than"):
+        MessageSource(template, collect_conversations([talks]), seed=3, max_length=5, held_out=0.0).batch(0, STAGE)
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [{}, {"accumulate": 2, "recompute": True, "dtype": "bfloat16"}],
+    ids=["plain", "accumulate, recompute, bfloat16"],
+)
+def test_a_run_cut_anywhere_goes_on_bit_identically(
+    small: Recipe, template: ChatTemplate, tmp_path: Path, ways: dict[str, Any]
+) -> None:
+    recipe = replace(small, **ways)
+    whole = trainer_of(recipe, template, tmp_path / "whole")
+    for _ in range(4):
+        whole.train_step()
+    for cut in (1, 3):
+        first = trainer_of(recipe, template, tmp_path / f"cut{cut}")
+        for _ in range(cut):
+            first.train_step()
+        first.save()
+        second = trainer_of(recipe, template, tmp_path / f"cut{cut}")
+        assert second.resume()
+        for _ in range(4 - cut):
+            second.train_step()
+        assert (second.step, second.tokens, second.batches) == (whole.step, whole.tokens, whole.batches)
+        assert second.source.position() == whole.source.position()
+        resumed = weights(second)
+        assert all(torch.equal(value, resumed[name]) for name, value in weights(whole).items())
+
+
+def test_a_state_from_before_accumulation_goes_on(small: Recipe, tmp_path: Path) -> None:
+    generated = replace(small, data=DataConfig(), init="random", tokenizer=replace(small.tokenizer, samples=400))
+    trainer, _ = open_run(generated, tmp_path)
+    trainer.train_step()
+    trainer.save()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    torch.save({k: v for k, v in state.items() if k not in ("batches", "data")}, tmp_path / "state.pt")
+    again, _ = open_run(generated, tmp_path)
+    assert again.resume() and again.batches == again.step == 1
+    with pytest.raises(CheckpointError, match="other data"):
+        open_run(replace(small, model=generated.model), tmp_path)[0].resume()
+
+
+def test_recomputation_changes_no_bit(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    plain = trainer_of(small, template, tmp_path / "a")
+    again = trainer_of(replace(small, recompute=True), template, tmp_path / "b")
+    for _ in range(2):
+        kept, made = plain.train_step(), again.train_step()
+        assert {k: v for k, v in kept.items() if k != "tokens_per_second"} == {
+            k: v for k, v in made.items() if k != "tokens_per_second"
+        }
+    assert torch.equal(plain.expert_load, again.expert_load)
+    other = weights(again)
+    assert all(torch.equal(value, other[name]) for name, value in weights(plain).items())
+
+
+def test_accumulated_gradients_are_those_of_one_large_batch(
+    small: Recipe, template: ChatTemplate, talks: Path, tmp_path: Path
+) -> None:
+    """Two batches of one conversation each, of different lengths, against one batch of both."""
+    lines = talks.read_text().splitlines()[:2]
+    lines[1] = lines[1].replace('"1."', '"A longer answer than the other one."')
+    (tmp_path / "two.jsonl").write_text("\n".join(lines))
+    documents = collect_conversations([tmp_path / "two.jsonl"])
+    grads = []
+    for accumulate, tokens in ((1, 1000), (2, 10)):
+        recipe = replace(small, accumulate=accumulate, stages=(StageConfig(batch_tokens=tokens),))
+        recipe = replace(recipe, optimizer=replace(recipe.optimizer, lr=0.0, embedding_lr=0.0, head_lr=0.0))
+        source = MessageSource(template, documents, seed=3, max_length=120, held_out=0.0)
+        trainer = Trainer(recipe, source, tmp_path / f"by{accumulate}")
+        kept: dict[str, torch.Tensor] = {}
+        for name, parameter in trainer.model.named_parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(
+                    lambda p, name=name, kept=kept: kept.__setitem__(name, p.grad.clone())  # type: ignore[misc]
+                )
+        record = trainer.train_step()
+        # the first batch of 1,000 tokens holds several epochs of the two: compare with as many of them
+        grads.append((record, kept))
+    one, two = grads
+    assert two[0]["supervised"] * round(one[0]["supervised"] / two[0]["supervised"]) == one[0]["supervised"]
+    assert one[0]["loss"] == pytest.approx(two[0]["loss"], rel=1e-5)
+    for name, value in two[1].items():
+        torch.testing.assert_close(value, one[1][name], atol=1e-6, rtol=1e-4)
+
+
+def test_bfloat16_passes_train_float32_weights(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    trainer = trainer_of(replace(small, dtype="bfloat16"), template, tmp_path)
+    exact = trainer_of(small, template, tmp_path)
+    for _ in range(2):
+        rounded, record = trainer.train_step(), exact.train_step()
+    assert rounded["loss"] == pytest.approx(record["loss"], rel=0.02) and rounded["loss"] != record["loss"]
+    worker = dict(trainer.workshop.worker.named_parameters())
+    for name, master in trainer.model.named_parameters():
+        assert master.dtype == torch.float32
+        assert torch.equal(worker[name], master.to(worker[name].dtype)), name
+    assert worker["model.layers.0.self_attn.o_proj.weight"].dtype == torch.bfloat16
+    assert worker["model.layers.1.mlp.gate.e_score_correction_bias"].dtype == torch.float32
+
+
+def test_as_many_states_are_kept_as_asked(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    trainer = trainer_of(replace(small, keep=2), template, tmp_path)
+    for _ in range(3):
+        trainer.train_step()
+        trainer.save()
+    assert sorted(p.name for p in tmp_path.glob("*.pt*")) == ["state-00000002.pt", "state-00000003.pt", "state.pt"]
+    assert torch.load(tmp_path / "state-00000002.pt", weights_only=True)["step"] == 2
+    (tmp_path / "state.pt").write_bytes(b"broken")
+    with pytest.raises(CheckpointError, match=r"copy state-00000003\.pt over it"):
+        trainer_of(small, template, tmp_path).resume()
+
+
+def test_a_full_disk_leaves_the_old_state(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    trainer = trainer_of(small, template, tmp_path)
+    trainer.train_step()
+    trainer.save()
+    before = (tmp_path / "state.pt").read_bytes()
+    trainer.train_step()
+    (tmp_path / "state.pt.partial").symlink_to("/dev/full")
+    with pytest.raises(
+        TrainingError, match=r"state of step 2 .*No space left on device; the last state, .*, is intact"
+    ):
+        trainer.save()
+    assert (tmp_path / "state.pt").read_bytes() == before and not (tmp_path / "state.pt.partial").exists()
+    trainer.save()
+
+
+def test_a_full_disk_under_the_log_stops_the_run(
+    small: Recipe, template: ChatTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: LineFile, entry: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(LineFile, "write", full)
+    with pytest.raises(TrainingError, match=r"cannot write .*log\.jsonl: No space left on device"):
+        trainer_of(small, template, tmp_path).run([])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    trainer = trainer_of(small, template, tmp_path)
+    trainer.train_step()
+    trainer.save()
+    before = (tmp_path / "state.pt").read_bytes()
+    with torch.no_grad():
+        trainer.model.lm_head.weight[5] = torch.nan
+    kept = weights(trainer)
+    with pytest.raises(TrainingError, match=r"step 2 at .* the loss is nan.*state\.pt, is intact"):
+        trainer.run([])
+    assert (tmp_path / "state.pt").read_bytes() == before
+    assert all(torch.equal(value.nan_to_num(), kept[name].nan_to_num()) for name, value in weights(trainer).items())
+
+
+def test_a_recipe_on_files_runs_validates_and_refuses_other_data(small: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="only 519 tokens.* set model.vocab_size=519"):
+        open_run(replace(small, model=replace(small.model, vocab_size=560)), tmp_path / "run")
+    recipe = replace(small, model=replace(small.model, vocab_size=516), validate_every_tokens=500, name="files")
+    trainer, held = open_run(recipe, tmp_path / "run")
+    trainer.run(held)
+    records = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    validations = [r for r in records if "held_loss" in r]
+    assert len(validations) == 3 and validations[-1]["held_loss"] < validations[0]["held_loss"]
+    assert validations[-1]["held_exact_turns"] == {} and sum(validations[-1]["expert_load"][1]) > 0
+    assert 0.1 < records[0]["update_rms"] < 0.3
+    again, _ = open_run(recipe, tmp_path / "run")
+    assert again.resume() and again.tokens >= recipe.schedule.total_tokens
+    with (tmp_path / "texts.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(CheckpointError, match="other data"):
+        open_run(recipe, tmp_path / "run")[0].resume()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[data]\nkind = "texts"', "data.kind must be generated or text or messages"),
+        ('[data]\nkind = "text"', "takes files"),
+        ('[data]\nfiles = ["a"]', "takes no data.files"),
+        ('[data]\nkind = "text"\nfiles = ["a"]\nheld_out = 1.5', "share from 0 up to 1"),
+        ("[data]\nfile = 1", r"\[data\] unknown recipe key 'file'; there are files, held_out"),
+        ("data = 3", "data must be a section"),
+        ("accumulate = 0", "accumulate must be at least 1"),
+        ('dtype = "float16"', "dtype must be float32 or bfloat16"),
+        ('accumulate = "two"', "accumulate must be of type int"),
+        ("recompute = 1", "recompute must be of type bool"),
+        ("[optimizer]\nlr = true", r"\[optimizer\] lr must be of type float"),
+        ("[guides]\nweight = 0.1\nuntil_tokens = 10\n", "recompute excludes guides"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, message: str) -> None:
+    top, _, sections = ("recompute = true\n" + text if "guides" in text else text).partition("[")
+    base = "[schedule]\nwarmup_tokens = 1\nstable_tokens = 1\ndecay_tokens = 1\n[[stages]]\nbatch_tokens = 100\n"
+    file = tmp_path / "r.toml"
+    file.write_text(top + "\n" + base + ("[" + sections if sections else ""))
+    with pytest.raises(ConfigError, match=message):
+        load_recipe(file)
+
+
+def test_values_set_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "r.toml"
+    file.write_text(
+        "[schedule]\nwarmup_tokens = 1\nstable_tokens = 1\ndecay_tokens = 1\n[[stages]]\nbatch_tokens = 9\n"
+    )
+    recipe = load_recipe(file, ["schedule.stable_tokens=2e6", "data.kind=text", 'data.files=["a.txt"]', "keep=3"])
+    assert recipe.schedule.stable_tokens == 2_000_000 and isinstance(recipe.schedule.stable_tokens, int)
+    assert recipe.data == DataConfig(kind="text", files=("a.txt",)) and recipe.keep == 3
+    assert recipe.optimizer == OptimizerConfig() and recipe.guides == GuidesConfig()
+    with pytest.raises(ConfigError, match="'name' is no section"):
+        load_recipe(file, ["name=x", "name.first=y"])
