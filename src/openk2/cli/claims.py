@@ -87,17 +87,13 @@ def _print(claims: tuple[CheckedClaim, ...]) -> None:
 
     from openk2.planner.claims.page import evidence, show_value
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for name in ("claim", "guide", "value", "verdict", "how"):
-        table.add_column(name, overflow="fold")
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
     for one in claims:
-        table.add_row(
-            Text(one.claim.about),
-            Text(one.claim.guide),
-            Text(show_value(one)),
-            Text(one.verdict, style=COLOURS[one.verdict]),
-            Text(evidence(one)),
-        )
+        value = show_value(one)
+        said = f"{one.claim.about}: the guide has {one.claim.guide}" + (f"; here {value}" if value else "")
+        table.add_row(Text(one.verdict, style=COLOURS[one.verdict]), Text(said))
+        table.add_row("", Text(evidence(one), style="dim"))
     console = Console()
     console.print(table)
     counts = Counter(one.verdict for one in claims)
