@@ -94,6 +94,12 @@ def test_the_public_guides_line_on_a_laptop() -> None:
     assert run(*named.split()[2:]).exit_code == 0
 
 
+def test_gpus_that_are_not_known_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(here, "look", lambda _: here.Here(memory_bytes=10**11, gpus=("Tesla T4",), engines={}))
+    done = run("vllm")
+    assert isinstance(done.exception, ConfigError) and "Tesla T4" in str(done.exception)
+
+
 def test_the_line_on_hardware_that_holds_it() -> None:
     done = run("--line", GUIDE_VLLM, "--hardware", "16xH200", "--json")
     shown = json.loads(done.stdout)
@@ -115,6 +121,8 @@ def test_the_line_on_hardware_that_holds_it() -> None:
         (["vllm", "--hardware", "16xH200", "--disaggregate", "3P1D"], "32xH200"),
         (["vllm", "--hardware", "16xH200", "--layout", "TP8"], "not 16"),
         (["sglang", "--hardware", "16xH200", "--ray"], "--ray is for vLLM"),
+        (["sglang", "--hardware", "CPU-24ch-DDR5-6000"], "deployed on GPUs"),
+        (["sglang", "--hardware", "8xMI300X"], "--image"),
         (["vllm", "--hardware", "16xH200", "--quantization", "q4_k_m"], "do not serve"),
     ],
 )

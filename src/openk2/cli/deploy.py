@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from openk2.planner import Hardware, Load, ModelShape, Parallelism, Plan
     from openk2.planner.deploy import Deployment
     from openk2.planner.deploy.here import Here
-    from openk2.planner.deploy.read_line import Line
 
 FORMATS = ("shell", "compose", "k8s", "all")
-MARK = "written by openk2 deploy"
 DEFAULT_CONTEXT = 32768
 
 
@@ -55,13 +53,23 @@ def command(
 
     Exit codes: 0 written; 1 it does not fit (the missing bytes are told), or it cannot be started here; 2 wrong usage.
     """
+    from openk2.cli.deploy_output import (
+        printed,
+        refusal_json,
+        refusal_lines,
+        report,
+        shortfall_json,
+        shortfall_lines,
+        texts,
+    )
     from openk2.cli.doctor import memory_bytes
     from openk2.planner import read_hardware, read_tokens
     from openk2.planner.deploy import read_layout
     from openk2.planner.deploy.here import look
-    from openk2.planner.deploy.make_deployment import check_checkpoint, check_engine
+    from openk2.planner.deploy.make_deployment import check_checkpoint, check_device, check_engine
     from openk2.planner.deploy.published import preset_of
     from openk2.planner.deploy.read_line import read_line
+    from openk2.planner.deploy.shortfall import find_shortfall
     from openk2.planner.read_model import read_model
 
     if form not in FORMATS:
@@ -77,23 +85,28 @@ def command(
     tokens = read_tokens(context) if context else tokens
     wanted = _load(load, tokens)
     machine = read_hardware(hardware, file=hardware_file) if hardware else here.hardware
-    if machine is None or machine.device.kind != "gpu":
-        report = _without_gpus(name, shape, wanted, here, machine, quantization, cache, own_layout, asked)
-        typer.echo(json.dumps(report, indent=2) if as_json else "\n".join(_listed(report)))
+    if machine is None and here.gpus:
+        names = ", ".join(dict.fromkeys(here.gpus))
+        raise ConfigError(f"this machine's {names} are not of the catalogue: say --hardware, with a --hardware-file")
+    if machine is None:
+        short = find_shortfall(shape, wanted, here, quantization=quantization, cache_format=cache, layout=own_layout)
+        lacking = shortfall_json(short, name, asked)
+        typer.echo(json.dumps(lacking, indent=2) if as_json else "\n".join(shortfall_lines(lacking)))
         raise typer.Exit(1)
+    check_device(name, machine.device, image)
     quantize = check_checkpoint(shape, quantization, checkpoint)
     plans = _plans(shape, machine, wanted, quantization, cache, own_layout, disaggregate)
     refused = {group: plan for group, plan in plans.items() if plan.refusal is not None}
     if refused:
-        _refuse(refused, asked, as_json)
+        typer.echo(json.dumps(refusal_json(refused), indent=2) if as_json else "\n".join(refusal_lines(refused, asked)))
         raise typer.Exit(1)
     deployment = _deployment(name, shape, plans, checkpoint, revision, quantize, ray, version, image)
-    files = _texts(deployment, form, asked)
+    files = texts(deployment, form)
     written = [] if output is None else _write(output, files)
-    report = _report(deployment, asked, written)
-    typer.echo(json.dumps(report, indent=2) if as_json else _printed(deployment, report, files, written))
+    shown = report(deployment, asked, written)
+    typer.echo(json.dumps(shown, indent=2) if as_json else printed(deployment, shown, files, written))
     if start:
-        _start(deployment, here, files["run.sh"] if "run.sh" in files else _texts(deployment, "shell", asked)["run.sh"])
+        _start(deployment, here, texts(deployment, "shell")["run.sh"])
 
 
 def _missing_engine() -> str:
@@ -169,62 +182,10 @@ def _deployment(
     return make_deployment(engine, plans, settings, version=version, image=image)
 
 
-def _texts(deployment: Deployment, form: str, asked: Line | None) -> dict[str, str]:
-    """File name -> text, of the wanted formats."""
-    from openk2 import __version__
-    from openk2.cli.plan import plan_json
-    from openk2.planner.deploy.write_compose import compose_file
-    from openk2.planner.deploy.write_kubernetes import kubernetes_manifests
-    from openk2.planner.deploy.write_shell import shell_script
-
-    about = [
-        f"{MARK} (openk2 {__version__}): {deployment.served_name} on {deployment.engine} {deployment.engine_version}",
-        *(f"{group}: {plan.hardware}, {plan.parallelism}" for group, plan in deployment.plans.items()),
-    ]
-    writers = {
-        "shell": ("run.sh", lambda: shell_script(deployment, about)),
-        "compose": ("compose.yaml", lambda: compose_file(deployment, about)),
-        "k8s": ("kubernetes.yaml", lambda: kubernetes_manifests(deployment, about)),
-    }
-    texts = {file: write() for name, (file, write) in writers.items() if form in (name, "all")}
-    plans = {group: plan_json(plan) for group, plan in deployment.plans.items()}
-    texts["plan.json"] = json.dumps({"about": about[0], "plans": plans}, indent=2) + "\n"
-    texts["next-steps.txt"] = "\n".join([about[0], "", *_next_steps(deployment, set(texts))]) + "\n"
-    return texts
-
-
-def _next_steps(deployment: Deployment, files: set[str]) -> list[str]:
-    url = f"http://127.0.0.1:{deployment.port}"
-    names = [process.name for process in deployment.processes]
-    profile = "--profile PROCESS " if len(names) > 1 else ""
-    lines = [
-        f"get it      hf download {deployment.checkpoint}   ({deployment.weights_bytes / 1e9:,.0f} GB, on each node)"
-    ]
-    if len(names) > 1:
-        lines.append(f"processes   {' '.join(names)}; addresses: {' '.join(_variables(deployment)) or 'none'}")
-    if "run.sh" in files:
-        lines.append(f"start       ./run.sh{' PROCESS on its node' if len(names) > 1 else ''}")
-    if "compose.yaml" in files:
-        lines.append(f"  or        docker compose {profile}up --detach")
-    if "kubernetes.yaml" in files:
-        lines.append("  or        kubectl apply --filename kubernetes.yaml, then kubectl port-forward")
-    return [
-        *lines,
-        f"health      curl --fail {url}/health",
-        f"verify      openk2 verify {url} --model {deployment.served_name}",
-        f"in front    openk2 serve {deployment.served_name} --upstream {url}",
-        *(f"note        {note}" for note in deployment.notes),
-    ]
-
-
-def _variables(deployment: Deployment) -> list[str]:
-    from openk2.planner.deploy.write_shell import variable
-
-    return [variable(name) for name in deployment.addresses]
-
-
 def _write(folder: Path, files: dict[str, str]) -> list[str]:
     """Each file aside and renamed. Refuses a folder with files of these names that this verb has not written."""
+    from openk2.cli.deploy_output import MARK
+
     try:
         for name in files:
             file = folder / name
@@ -239,162 +200,6 @@ def _write(folder: Path, files: dict[str, str]) -> list[str]:
     except OSError as error:
         raise EnvironmentFault(f"cannot write {error.filename or folder}: {error.strerror}") from None
     return [str(folder / name) for name in files]
-
-
-def _report(deployment: Deployment, asked: Line | None, written: list[str]) -> dict[str, Any]:
-    from openk2.cli.plan import plan_json
-
-    return {
-        "engine": deployment.engine,
-        "engine_version": deployment.engine_version,
-        "flags_of": deployment.flags_version,
-        "model": deployment.served_name,
-        "checkpoint": deployment.checkpoint,
-        "url": f"http://127.0.0.1:{deployment.port}",
-        "plans": {group: plan_json(plan) for group, plan in deployment.plans.items()},
-        "processes": [
-            {
-                "name": process.name,
-                "argv": list(process.argv),
-                "before": [list(words) for words in process.before],
-                "environment": dict(process.environment),
-                "port": process.port,
-            }
-            for process in deployment.processes
-        ],
-        "faults_of_the_line": list(asked.faults) if asked else [],
-        "notes": list(deployment.notes),
-        "files": written,
-    }
-
-
-def _printed(deployment: Deployment, report: dict[str, Any], files: dict[str, str], written: list[str]) -> str:
-    lines = [f"fault       {fault}" for fault in report["faults_of_the_line"]]
-    for group, plan in deployment.plans.items():
-        memory, speed = plan.memory, plan.speed
-        assert speed is not None
-        rates = {
-            "decode": f"{speed.decode_tokens_per_s_per_request:,.0f} tokens/s per request",
-            "prefill": f"first token after {speed.time_to_first_token_s:.1f} s",
-        }
-        predicted = rates.get(group) or ", ".join(rates.values())
-        lines += [
-            f"{group:<11} {plan.model.name} in {plan.quantization} on {plan.hardware}: {plan.parallelism}",
-            f"            {memory.needed_bytes / 1e9:.1f} of {memory.device_bytes / 1e9:.1f} GB per device; "
-            f"context {plan.load.context_tokens:,}, {plan.largest_batch} requests of it fit",
-            f"            {predicted} (predicted)",
-        ]
-    known = deployment.flags_version
-    lines.append(f"flags       of {deployment.engine} {known}, read from its package")
-    if known != deployment.engine_version:
-        lines[-1] += f"; {deployment.engine_version} may differ"
-    if written:
-        lines += ["", *(f"wrote       {name}" for name in written)]
-    else:
-        shown = next((name for name in ("run.sh", "compose.yaml", "kubernetes.yaml") if name in files), None)
-        lines += ["", files[shown or "plan.json"].rstrip(), "", "(--output DIR writes it all)"]
-    return "\n".join([*lines, "", *_next_steps(deployment, set(files))])
-
-
-def _refuse(plans: dict[str, Plan], asked: Line | None, as_json: bool) -> None:
-    from openk2.cli.plan import plan_json
-
-    if as_json:
-        typer.echo(json.dumps({"plans": {group: plan_json(plan) for group, plan in plans.items()}}, indent=2))
-        return
-    lines = [f"fault       {fault}" for fault in (asked.faults if asked else ())]
-    for group, plan in plans.items():
-        assert plan.refusal is not None
-        lines.append(f"{group:<11} {plan.model.name} in {plan.quantization} does not fit {plan.hardware}")
-        lines.append(
-            f"            {plan.refusal.reason}, {plan.refusal.missing_total_bytes:,} in all ({plan.parallelism})"
-        )
-        lines += [f"advice      {text}" for text in plan.advice]
-    typer.echo("\n".join(lines))
-
-
-def _without_gpus(
-    engine: str,
-    shape: ModelShape,
-    load: Load,
-    here: Here,
-    machine: Hardware | None,
-    quantization: str | None,
-    cache: str,
-    layout: Parallelism | None,
-    asked: Line | None,
-) -> dict[str, Any]:
-    """What it needs, what is here, what would hold it, and the nearest model that fits here."""
-    from openk2.planner.deploy.here import holding_hardware, nearest_model
-    from openk2.planner.deploy.make_deployment import is_nvidia
-    from openk2.planner.make_plan import make_plan
-    from openk2.planner.parallel import Parallelism as Layout
-
-    place = machine or here.processor
-    needs = make_plan(
-        shape,
-        place,
-        load,
-        quantization=quantization,
-        cache_format=cache,
-        layout=Layout(tp_size=1) if place.num_devices == 1 else None,
-    )
-    holding = holding_hardware(shape, load, quantization=quantization, cache_format=cache, layout=layout)
-    near = nearest_model(here, load.context_tokens)
-    return {
-        "faults_of_the_line": list(asked.faults) if asked else [],
-        "model": shape.name,
-        "quantization": needs.quantization,
-        "context_tokens": load.context_tokens,
-        "weights_bytes": needs.memory.weights_bytes,
-        "cache_bytes": needs.memory.cache_bytes_per_token * load.context_tokens,
-        "here": str(here) if machine is None else str(machine),
-        "missing_bytes": needs.memory.missing_bytes * place.num_devices,
-        "holds": [
-            {
-                "hardware": str(plan.hardware),
-                "layout": str(plan.parallelism),
-                "usd_per_hour": usd,
-                "command": f"openk2 deploy {engine} {shape.name} --hardware {str(plan.hardware).replace(' ', '')} "
-                f"--context {load.context_tokens}{'' if is_nvidia(plan.hardware.device) else ' --image IMAGE'}",
-            }
-            for plan, usd in holding
-        ],
-        "nearest": None
-        if near is None
-        else {
-            "model": near[0],
-            "quantization": near[1].quantization,
-            "context_tokens": near[1].load.context_tokens,
-            "needed_bytes": near[1].memory.needed_bytes,
-        },
-    }
-
-
-def _listed(report: dict[str, Any]) -> list[str]:
-    lines = [f"fault       {fault}" for fault in report["faults_of_the_line"]]
-    weights, cache, missing = (report[key] for key in ("weights_bytes", "cache_bytes", "missing_bytes"))
-    lines += [
-        f"needs       {weights:,} bytes of weights ({report['model']} in {report['quantization']}) and {cache:,} of "
-        f"cache for one request of {report['context_tokens']:,} tokens, on GPUs",
-        f"here        {report['here']}: {missing:,} bytes are missing",
-    ]
-    if not report["holds"]:
-        lines.append("plan        no priced GPU in counts of up to 32 holds it in this layout; try `openk2 plan`")
-    for one in report["holds"][:4]:
-        lines.append(
-            f"plan        {one['hardware']}, {one['layout']}, ${one['usd_per_hour']:.2f} an hour: {one['command']}"
-        )
-    near = report["nearest"]
-    if near is not None and near["model"] == "nano":
-        lines.append("fits here   k2-nano, which comes with openk2: openk2 serve")
-    elif near is not None:
-        flag = "" if near["quantization"] == "bf16" else f" --quantization {near['quantization']}"
-        lines.append(
-            f"fits here   {near['model']} in {near['quantization']}, {near['needed_bytes'] / 1e9:.1f} GB, context "
-            f"{near['context_tokens']:,}: openk2 serve FOLDER{flag}; at once: k2-nano, with openk2 serve"
-        )
-    return lines
 
 
 def _start(deployment: Deployment, here: Here, script: str) -> None:

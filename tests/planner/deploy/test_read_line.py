@@ -7,8 +7,9 @@ import pytest
 from openk2.errors import ConfigError
 from openk2.planner import Load, Parallelism
 from openk2.planner.deploy import known_versions
-from openk2.planner.deploy.here import Here, catalogue_name, holding_hardware, nearest_model
+from openk2.planner.deploy.here import Here, catalogue_name
 from openk2.planner.deploy.read_line import read_line
+from openk2.planner.deploy.shortfall import holding_hardware, nearest_model
 from openk2.planner.read_model import read_model
 
 GUIDE_VLLM = r"""vllm serve moonshotai/Kimi-K2-Instruct-0905-FP8 \
@@ -42,6 +43,7 @@ def test_the_official_guides_line_has_no_fault() -> None:
     flags = "--port 8000 --served-model-name kimi-k2 --trust-remote-code --tensor_parallel_size=16"
     line = read_line(f"vllm serve MODEL {flags} --enable-auto-tool-choice --tool-call-parser kimi_k2")
     assert not line.faults and line.layout == Parallelism(tp_size=16)
+    assert read_line("vllm serve MODEL --port 8000 -tp 8 -pp 2").layout == Parallelism(tp_size=8, pp_size=2)
     assert not read_line("python -m sglang.launch_server --model-path k2 --tp 16 --nnodes 2 --node-rank 0").faults
 
 
@@ -87,7 +89,7 @@ def test_the_nearest_model_is_the_largest_that_fits() -> None:
     def near(gigabytes: float) -> tuple[str, str, int]:
         found = nearest_model(Here(memory_bytes=int(gigabytes * 1e9), gpus=(), engines={}), 262_144)
         assert found is not None
-        return found[0], found[1].quantization, found[1].load.context_tokens
+        return found.model.name, found.quantization, found.load.context_tokens
 
     assert near(16)[0] == "moonlight" and near(16)[2] == 8192
     assert near(64) == ("moonlight", "bf16", 8192)

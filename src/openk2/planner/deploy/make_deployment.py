@@ -162,6 +162,17 @@ def is_nvidia(device: Device) -> bool:
     return not device.name.upper().startswith("MI")
 
 
+def check_device(engine: str, device: Device, image: str | None) -> None:
+    """Raises ConfigError for one that the engine does not run on, or has no image of its own for."""
+    if device.kind != "gpu":
+        raise ConfigError(
+            f"{engine} is deployed on GPUs, not on {device.name}; `openk2 serve` runs models on processors",
+            param="hardware",
+        )
+    if image is None and not is_nvidia(device):
+        raise ConfigError(f"name an image of {engine} for {device.name} with --image", param="image")
+
+
 def make_deployment(
     engine: str, plans: Mapping[str, Plan], settings: Settings, *, version: str | None = None, image: str | None = None
 ) -> Deployment:
@@ -176,13 +187,7 @@ def make_deployment(
     refused = next((plan for plan in plans.values() if plan.refusal is not None), None)
     if refused is not None and refused.refusal is not None:
         raise ConfigError(refused.refusal.reason, param="hardware")
-    if device.kind != "gpu":
-        raise ConfigError(
-            f"{engine} is deployed on GPUs, not on {device.name}; `openk2 serve` runs models on processors",
-            param="hardware",
-        )
-    if image is None and not is_nvidia(device):
-        raise ConfigError(f"name an image of {engine} for {device.name} with --image", param="image")
+    check_device(engine, device, image)
     flags = program_flags(engine, version)
     if settings.uses_ray or not flags.has("--nnodes"):
         settings = replace(settings, uses_ray=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ MEANINGS = {
     "--model": "model",
     "--model-path": "model",
 }
+FLAG = re.compile(r"--?[A-Za-z]")
 OTHER_WAYS = {
     "--temperature": "each request carries it; for a default, vLLM has --override-generation-config",
     "--disaggregate-prefill-decode": "two groups of servers and a router do it: openk2 deploy --disaggregate 1P1D",
@@ -90,7 +92,7 @@ def _values(words: list[str], flags: ProgramFlags) -> tuple[Mapping[str, str], l
         flag, equals, value = words[at].partition("=")
         at += 1
         following = []
-        while at < len(words) and not words[at].startswith("--"):
+        while at < len(words) and not FLAG.match(words[at]):
             following.append(words[at])
             at += 1
         known = _spellings(flag, flags)

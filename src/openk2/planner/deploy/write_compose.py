@@ -6,26 +6,27 @@ import shlex
 from typing import Any
 
 from openk2.planner.deploy.deployment import Deployment, Process, filled
+from openk2.planner.deploy.flags import program_flags
 from openk2.planner.deploy.write_shell import variable
 from openk2.planner.deploy.yaml_text import yaml_text
 
 WEIGHTS_FOLDER = "/weights"
 """Where a container keeps what it downloads."""
 ROUTER_IMAGE = "python:3.12-slim"
-ROUTER_PACKAGES = {"vllm-router": "vllm-router==0.1.17", "sglang-router": "sglang-router==0.3.2"}
-"""The routers have no image of their own: they are installed at start, in the version whose flags are known."""
+ROUTERS = ("vllm-router", "sglang-router")
+"""They have no image of their own: they are installed at start, in the version whose flags are known."""
 
 
 def shell_line(process: Process, fill: Any) -> str:
     """All of a process's commands as one line for `bash -c`."""
     commands = [shlex.join(fill(word) for word in words) for words in process.before]
-    if process.program in ROUTER_PACKAGES:
-        commands.append(f"pip install --quiet {ROUTER_PACKAGES[process.program]}")
+    if process.program in ROUTERS:
+        commands.append(f"pip install --quiet {process.program}=={program_flags(process.program).version}")
     return " && ".join([*commands, f"exec {shlex.join(fill(word) for word in process.argv)}"])
 
 
 def needs_shell(process: Process) -> bool:
-    return bool(process.before) or process.program in ROUTER_PACKAGES
+    return bool(process.before) or process.program in ROUTERS
 
 
 def compose_file(deployment: Deployment, header: list[str]) -> str:
@@ -45,7 +46,7 @@ def _service(deployment: Deployment, process: Process) -> dict[str, Any]:
 
         return filled(text.replace("$", "$$"), replace)
 
-    is_router = process.program in ROUTER_PACKAGES
+    is_router = process.program in ROUTERS
     service: dict[str, Any] = {"image": ROUTER_IMAGE if is_router else deployment.image}
     if len(deployment.processes) > 1:
         service["profiles"] = [process.name]

@@ -9,7 +9,7 @@ from typing import Any
 from openk2.planner.deploy.deployment import Deployment, Process, filled
 from openk2.planner.deploy.write_compose import (
     ROUTER_IMAGE,
-    ROUTER_PACKAGES,
+    ROUTERS,
     WEIGHTS_FOLDER,
     needs_shell,
     shell_line,
@@ -58,7 +58,7 @@ def _service(name: str, selector: dict[str, str], port: int) -> dict[str, Any]:
 def _stateful_set(deployment: Deployment, process: Process, base: str) -> dict[str, Any]:
     name = f"{base}-{process.name}"
     pod: dict[str, Any] = {"containers": [_container(deployment, process, base)], "terminationGracePeriodSeconds": 120}
-    if process.program not in ROUTER_PACKAGES:
+    if process.program not in ROUTERS:
         pod["volumes"] = [
             {"name": "weights", "persistentVolumeClaim": {"claimName": f"{base}-weights"}},
             {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
@@ -86,7 +86,7 @@ def _container(deployment: Deployment, process: Process, base: str) -> dict[str,
 
         return filled(text.replace("$(", "$$("), replace)
 
-    is_router = process.program in ROUTER_PACKAGES
+    is_router = process.program in ROUTERS
     container: dict[str, Any] = {
         "name": process.program,
         "image": ROUTER_IMAGE if is_router else deployment.image,
