@@ -81,6 +81,7 @@ def test_the_public_guides_line_on_a_laptop() -> None:
     assert done.exit_code == 1
     for text in (
         "no --temperature",
+        "read as k2-0905, published as moonshotai/Kimi-K2-Instruct-0905\n",
         "1,029,173,249,888 bytes of weights",
         "16.0 GB of memory, no NVIDIA GPU",
         "openk2 deploy vllm k2-0905 --hardware 16xH200 --context 262144",
@@ -150,5 +151,7 @@ def test_start_runs_the_installed_engine(monkeypatch: pytest.MonkeyPatch, tmp_pa
     words = seen.read_text().split("\0")[:-1]
     assert words[0] == "serve"
     assert program_flags("vllm", "0.33.0").parse(words[1:]).model_tag == "moonshotai/Kimi-K2-Instruct-0905"
+    other = run("vllm", "--hardware", "8xH200", "--start").exception
+    assert isinstance(other, EnvironmentFault) and "planned for 8 x H200" in str(other)
     engine.write_text("#!/bin/sh\nexit 3\n")
     assert run("vllm", "k2-0905", "--start").exit_code == 1

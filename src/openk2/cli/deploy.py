@@ -78,7 +78,7 @@ def command(
     name = check_engine(asked.engine if asked else engine or _missing_engine())
     here = look(memory_bytes())
     version = engine_version or here.engines.get(name)
-    model = model or (asked and (preset_of(asked.model) or asked.model)) or "k2-0905"
+    model = model or (asked and (asked.preset or asked.model)) or "k2-0905"
     shape = read_model(preset_of(model) or model)
     own_layout = read_layout(layout) if layout else (asked.layout if asked else None)
     tokens = (asked and asked.context_tokens) or min(DEFAULT_CONTEXT, shape.max_context_tokens)
@@ -91,7 +91,7 @@ def command(
     if machine is None:
         short = find_shortfall(shape, wanted, here, quantization=quantization, cache_format=cache, layout=own_layout)
         lacking = shortfall_json(short, name, asked)
-        typer.echo(json.dumps(lacking, indent=2) if as_json else "\n".join(shortfall_lines(lacking)))
+        typer.echo(json.dumps(lacking, indent=2) if as_json else "\n".join(shortfall_lines(lacking, asked)))
         raise typer.Exit(1)
     check_device(name, machine.device, image)
     quantize = check_checkpoint(shape, quantization, checkpoint)
@@ -104,7 +104,7 @@ def command(
     files = texts(deployment, form)
     written = [] if output is None else _write(output, files)
     shown = report(deployment, asked, written)
-    typer.echo(json.dumps(shown, indent=2) if as_json else printed(deployment, shown, files, written))
+    typer.echo(json.dumps(shown, indent=2) if as_json else printed(deployment, asked, files, written))
     if start:
         _start(deployment, here, texts(deployment, "shell")["run.sh"])
 
@@ -214,6 +214,12 @@ def _start(deployment: Deployment, here: Here, script: str) -> None:
         raise EnvironmentFault(
             f"{deployment.engine} is not installed here: pip install {package}, or docker compose up in its --output"
         )
+    planned = deployment.plans["engine"].hardware
+    if here.hardware is None or (here.hardware.device.name, here.hardware.num_devices) != (
+        planned.device.name,
+        planned.num_devices,
+    ):
+        raise EnvironmentFault(f"it is planned for {planned}, and this machine has {here}")
     done = subprocess.run(["bash", "-c", script, "run.sh", deployment.processes[0].name], check=False)
     if done.returncode:
         raise typer.Exit(1)

@@ -97,8 +97,9 @@ def report(deployment: Deployment, asked: Line | None, written: list[str]) -> di
     }
 
 
-def printed(deployment: Deployment, shown: dict[str, Any], files: dict[str, str], written: list[str]) -> str:
-    lines = [f"fault       {fault}" for fault in shown["faults_of_the_line"]]
+def printed(deployment: Deployment, asked: Line | None, files: dict[str, str], written: list[str]) -> str:
+    """What was planned and written, and the next steps."""
+    lines = _faults(asked)
     for group, plan in deployment.plans.items():
         memory, speed = plan.memory, plan.speed
         assert speed is not None
@@ -144,7 +145,10 @@ def refusal_lines(plans: dict[str, Plan], asked: Line | None) -> list[str]:
 
 
 def _faults(asked: Line | None) -> list[str]:
-    return [f"fault       {fault}" for fault in (asked.faults if asked else ())]
+    if asked is None:
+        return []
+    reading = [f"model       {asked.reading}"] if asked.reading else []
+    return [*reading, *(f"fault       {fault}" for fault in asked.faults)]
 
 
 def shortfall_json(short: Shortfall, engine: str, asked: Line | None) -> dict[str, Any]:
@@ -185,9 +189,9 @@ def _command(engine: str, plan: Plan) -> str:
     return f"{words} --context {plan.load.context_tokens}{image}"
 
 
-def shortfall_lines(shown: dict[str, Any]) -> list[str]:
+def shortfall_lines(shown: dict[str, Any], asked: Line | None) -> list[str]:
     """The same for a person."""
-    lines = [f"fault       {fault}" for fault in shown["faults_of_the_line"]]
+    lines = _faults(asked)
     lines += [
         f"needs       {shown['weights_bytes']:,} bytes of weights ({shown['model']} in {shown['quantization']}) and "
         f"{shown['cache_bytes']:,} of cache for one request of {shown['context_tokens']:,} tokens, on GPUs",

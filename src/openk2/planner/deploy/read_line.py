@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from openk2.errors import ConfigError
 from openk2.planner.deploy.flags import ProgramFlags, program_flags
+from openk2.planner.deploy.published import PUBLISHED, preset_of
 from openk2.planner.load import read_tokens
 from openk2.planner.nearest import nearest
 from openk2.planner.parallel import Parallelism
@@ -42,6 +43,16 @@ class Line:
     context_tokens: int | None
     faults: tuple[str, ...]
     """Why the engine would refuse the line."""
+    preset: str | None
+    """The planner's name of the model; None where it has none."""
+
+    @property
+    def reading(self) -> str | None:
+        """How the model is read, where its repository is not the one that its vendor published."""
+        repository = PUBLISHED[self.preset].repository if self.preset else None
+        if repository is None or repository == self.model:
+            return None
+        return f"{self.model} is read as {self.preset}, published as {repository}"
 
 
 def read_line(text: str, version: str | None = None) -> Line:
@@ -79,6 +90,7 @@ def read_line(text: str, version: str | None = None) -> Line:
         layout=layout,
         context_tokens=None if context is None else read_tokens(context),
         faults=tuple(faults),
+        preset=preset_of(model),
     )
 
 
