@@ -120,11 +120,11 @@ class _Session:
 
 @dataclass
 class _Request:
+    number: int
     session: _Session
     gateway: int
     asked_s: float
     cached_tokens: int = 0
-    engine: _Engine | None = None
     tried: set[str] = field(default_factory=set)
     begun_s: float | None = None
     is_over: bool = False
@@ -134,8 +134,8 @@ class _Request:
 class _Engine:
     name: str
     is_up: bool = True
-    active: set[int] = field(default_factory=set)
-    """Requests at it, by identity, waiting ones too."""
+    active: dict[int, _Request] = field(default_factory=dict)
+    """Requests at it by their number, waiting ones too."""
     busy: int = 0
     waiting: deque[_Request] = field(default_factory=deque)
     held: OrderedDict[tuple[str, int], int] = field(default_factory=OrderedDict)
@@ -156,7 +156,6 @@ class _Run:
         self.loads = [dict.fromkeys(fleet.engines, 0) for _ in range(fleet.gateways)]
         self.seen_up = [dict.fromkeys(fleet.engines, True) for _ in range(fleet.gateways)]
         self.free_at = [0.0] * fleet.gateways
-        self.requests: dict[int, _Request] = {}
         self.events: list[tuple[float, int, Callable[[], None]]] = []
         self.now = 0.0
         self.count = 0
@@ -201,7 +200,7 @@ class _Run:
         session.prompt_tokens += session.draw.randint(*self.workload.user_tokens)
         session.turn += 1
         gateway = self.random.randrange(self.fleet.gateways)
-        request = _Request(session, gateway, self.now)
+        request = _Request(self.count, session, gateway, self.now)
         self.at(self.through_gateway(gateway, BEFORE), partial(self.route, request))
 
     def through_gateway(self, gateway: int, part: float) -> float:
@@ -225,9 +224,7 @@ class _Run:
             self.at(self.now + CONNECT_FAILURE_S, partial(self.route, request))
             return
         loads[name] += 1
-        request.engine = engine
-        self.requests[id(request)] = request
-        engine.active.add(id(request))
+        engine.active[request.number] = request
         request.cached_tokens = self.look_up(engine, request.session)
         if self.fleet.service.slots is not None and engine.busy >= self.fleet.service.slots:
             engine.waiting.append(request)
@@ -263,10 +260,10 @@ class _Run:
 
     def leave(self, engine: _Engine, request: _Request) -> None:
         """The engine has sent everything; the gateway may not have read it yet."""
-        if request.is_over or request.engine is not engine:
+        if request.is_over:
             return
         request.is_over = True
-        engine.active.discard(id(request))
+        del engine.active[request.number]
         engine.busy -= 1
         if engine.waiting:
             self.serve(engine, engine.waiting.popleft())
@@ -274,7 +271,6 @@ class _Run:
 
     def answer(self, engine: _Engine, request: _Request) -> None:
         self.loads[request.gateway][engine.name] -= 1
-        del self.requests[id(request)]
         session, outcome = request.session, self.outcome
         outcome.answered += 1
         outcome.answered_by[engine.name] += 1
@@ -298,8 +294,8 @@ class _Run:
         self.has_died = True
         engine = self.engines[self.fleet.engines[0]]
         engine.is_up = False
-        for at in list(engine.active):
-            self.break_off(engine, self.requests[at])
+        for request in list(engine.active.values()):
+            self.break_off(engine, request)
         engine.active.clear()
         engine.waiting.clear()
         engine.held.clear()
@@ -310,13 +306,12 @@ class _Run:
     def break_off(self, engine: _Engine, request: _Request) -> None:
         self.loads[request.gateway][engine.name] -= 1
         self.seen_up[request.gateway][engine.name] = False
-        del self.requests[id(request)]
         request.is_over = True
         if request.begun_s is not None:
             self.outcome.broken += 1
             self.close_session()
             return
-        again = _Request(request.session, request.gateway, request.asked_s, tried=request.tried)
+        again = _Request(self.count, request.session, request.gateway, request.asked_s, tried=request.tried)
         self.at(self.now + CONNECT_FAILURE_S, partial(self.route, again))
 
     def come_back(self, engine: _Engine) -> None:
