@@ -69,6 +69,47 @@ def run(
         _run_with_progress(trainer, held, seconds)
 
 
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_FOLDER", help="A run's folder, with its log.jsonl.")],
+    html: Annotated[Path | None, typer.Option(help="Write the report with its charts to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
+) -> None:
+    """Show how a run went: losses, attention logits, expert load, update size, learning rate."""
+    from openk2.training.report import report_page, row, run_report
+
+    found, log = run_report(folder)
+    if html is not None:
+        _write_text(html, report_page(found, log))
+    if as_json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, title=f"{found.run}: {found.tokens:,} tokens, {found.steps:,} steps", title_justify="left")
+    table.add_column("")
+    for name in ("first", "last", "least", "most"):
+        table.add_column(name, justify="right")
+    for series in found.series:
+        table.add_row(*row(series))
+    Console().print(table)
+    for kind, share in found.held_exact_turns.items():
+        typer.echo(f"held-out turns right, {kind}: {share}")
+
+
+def _write_text(path: Path, text: str) -> None:
+    from openk2.errors import EnvironmentFault
+
+    aside = path.with_name(f".{path.name}.writing")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def _quiet(paths: list[Path]) -> Iterable[Path]:
     return paths
 
