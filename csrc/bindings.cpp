@@ -1,9 +1,11 @@
 // Python bindings. Tensors come as addresses, which src/openk2/ops/cpu/ takes from tensors that it has checked: a trip
 // through DLPack costs 10 us a tensor, an address 0.2 us.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <array>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -11,11 +13,13 @@
 
 #include "common/isa.hpp"
 #include "common/thread_pool.hpp"
+#include "decode_layers.hpp"
 #include "packed.hpp"
 #include "rms_norm.hpp"
 
 namespace openk2 {
 
+OPENK2_DECLARE_KERNEL(decode_layers, DecodeLayers)
 OPENK2_DECLARE_KERNEL(packed_experts, PackedExperts)
 OPENK2_DECLARE_KERNEL(packed_linear, PackedLinear)
 OPENK2_DECLARE_KERNEL(rms_norm, RmsNorm)
@@ -108,12 +112,65 @@ void packed_experts(Address x, Address ids, Address weights, Address gate_up, Ad
     openk2::dispatch_packed_experts(version, args);
 }
 
+using Stack = std::array<std::int64_t, 5>;  // address, format, count, rows, cols
+
+openk2::PackedStack stack_of(const Stack& stack) {
+    return stack_at(static_cast<Address>(stack[0]), static_cast<int>(stack[1]), stack[2], stack[3], stack[4]);
+}
+
+const float* floats_at(Address address) { return reinterpret_cast<const float*>(address); }
+
+// The layers of one model, whose tensors Python keeps alive.
+class DecodePlan {
+   public:
+    DecodePlan(std::array<std::int64_t, 10> sizes, std::array<bool, 3> rules, std::array<double, 4> scales)
+        : shape_{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], sizes[7], sizes[8],
+                 rules[0], rules[1], rules[2],
+                 static_cast<float>(scales[0]), static_cast<float>(scales[1]), static_cast<float>(scales[2]),
+                 static_cast<float>(scales[3]), sizes[9]} {}
+
+    void add_layer(std::array<Address, 7> vectors, std::array<Stack, 8> stacks) {
+        layers_.push_back({floats_at(vectors[0]), stack_of(stacks[0]), floats_at(vectors[1]), stack_of(stacks[1]),
+                           stack_of(stacks[2]), floats_at(vectors[2]),
+                           reinterpret_cast<const std::uint16_t*>(vectors[3]), stack_of(stacks[3]),
+                           floats_at(vectors[4]), floats_at(vectors[5]), floats_at(vectors[6]), stack_of(stacks[4]),
+                           stack_of(stacks[5]), stack_of(stacks[6]), stack_of(stacks[7]), nullptr});
+    }
+
+    void run(Address h, Address cos, Address sin, std::array<Address, 4> places, std::int64_t table_width,
+             Address budgets, const std::vector<Address>& caches, std::int64_t tokens, const std::string& isa) {
+        if (caches.size() != layers_.size()) throw std::invalid_argument("one cache a layer");
+        std::vector<openk2::DecodeLayer> layers = layers_;
+        for (std::size_t i = 0; i < layers.size(); ++i) layers[i].cache = reinterpret_cast<float*>(caches[i]);
+        const auto integers = [](Address address) { return reinterpret_cast<const std::int64_t*>(address); };
+        openk2::DecodeLayers args{shape_, layers.data(), static_cast<std::int64_t>(layers.size()), tokens,
+                                  reinterpret_cast<float*>(h), floats_at(cos), floats_at(sin), integers(places[0]),
+                                  integers(places[1]), integers(places[2]), integers(places[3]), table_width,
+                                  integers(budgets), nullptr};
+        const Isa version = isa_from_name(isa);
+        nb::gil_scoped_release unlocked;
+        const Scratch scratch(openk2::decode_scratch(args));
+        args.scratch = scratch.at();
+        openk2::dispatch_decode_layers(version, args);
+    }
+
+   private:
+    openk2::DecodeShape shape_;
+    std::vector<openk2::DecodeLayer> layers_;
+};
+
 }  // namespace
 
 NB_MODULE(_native, m) {
     m.def("supported_isas", &supported_isas, "Names of the instruction sets that this machine has, slowest first.");
     m.def("set_num_threads", &openk2::set_num_threads, nb::arg("threads"), "Threads of a kernel, the caller among them.");
     m.def("num_threads", &openk2::num_threads);
+    nb::class_<DecodePlan>(m, "DecodePlan")
+        .def(nb::init<std::array<std::int64_t, 10>, std::array<bool, 3>, std::array<double, 4>>(), nb::arg("sizes"),
+             nb::arg("rules"), nb::arg("scales"))
+        .def("add_layer", &DecodePlan::add_layer, nb::arg("vectors"), nb::arg("stacks"))
+        .def("run", &DecodePlan::run, nb::arg("h"), nb::arg("cos"), nb::arg("sin"), nb::arg("places"),
+             nb::arg("table_width"), nb::arg("budgets"), nb::arg("caches"), nb::arg("tokens"), nb::arg("isa"));
     m.def("packed_linear", &packed_linear, nb::arg("x"), nb::arg("data"), nb::arg("format"), nb::arg("rows"),
           nb::arg("cols"), nb::arg("out"), nb::arg("tokens"), nb::arg("isa"));
     m.def("packed_experts", &packed_experts, nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("gate_up"),

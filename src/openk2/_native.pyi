@@ -1,5 +1,7 @@
 """The compiled extension (csrc/bindings.cpp). Tensors pass as addresses: only `openk2.ops.cpu` calls it."""
 
+from collections.abc import Sequence
+
 def supported_isas() -> list[str]: ...
 def set_num_threads(threads: int) -> None: ...
 def num_threads() -> int: ...
@@ -20,3 +22,22 @@ def packed_experts(
     isa: str,
 ) -> None: ...
 def rms_norm(x: int, weight: int, out: int, rows: int, cols: int, eps: float, is_bf16: bool, isa: str) -> None: ...
+
+Stack = tuple[int, int, int, int, int]
+"""Address, format, count, rows, columns."""
+
+class DecodePlan:
+    def __init__(self, sizes: Sequence[int], rules: Sequence[bool], scales: Sequence[float]) -> None: ...
+    def add_layer(self, vectors: Sequence[int], stacks: Sequence[Stack]) -> None: ...
+    def run(
+        self,
+        h: int,
+        cos: int,
+        sin: int,
+        places: Sequence[int],
+        table_width: int,
+        budgets: int,
+        caches: Sequence[int],
+        tokens: int,
+        isa: str,
+    ) -> None: ...

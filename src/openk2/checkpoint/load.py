@@ -14,6 +14,7 @@ from openk2.config import ModelConfig
 from openk2.errors import CheckpointError, ConfigError
 from openk2.models import K2Model
 from openk2.models.packed import Quantization, Sink, pack_modules, packed_stacks, packing_sinks, plain_sinks, put_stacks
+from openk2.models.packed_decode import finish_packing
 
 STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -60,6 +61,8 @@ def load_model(
     else:
         targets |= packing_sinks(model)
     _fill(targets, checkpoint)
+    if quantization is not None:
+        finish_packing(model)
     return model.eval()
 
 

@@ -7,6 +7,7 @@ import torch
 from openk2.config import ModelConfig
 from openk2.models import K2Model
 from openk2.models.packed import Quantization, pack_modules, packed_stacks
+from openk2.models.packed_decode import finish_packing
 from openk2.quant import random_stack
 
 
@@ -39,4 +40,6 @@ def random_model(
             parameter.normal_(0.0, config.initializer_range, generator=generator)
     for _, stack in packed_stacks(model):
         random_stack(stack, config.initializer_range, generator)
+    if quantization is not None:
+        finish_packing(model)
     return model.eval()

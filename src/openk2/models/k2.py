@@ -5,7 +5,7 @@ Architecture only: no sampling, no scheduling, no loading.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from openk2.models.layers import MLP, Linear, RMSNorm
 from openk2.models.moe import MoE, RoutedExperts
 from openk2.models.recompute import recomputed
 from openk2.models.rope import inv_freq, rotary_tables
+
+Decode = Callable[[Tensor, ForwardBatch, tuple[Tensor, Tensor], Sequence[Tensor]], Tensor]
 
 
 class DecoderLayer(nn.Module):
@@ -48,12 +50,16 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self._inv_freq: Tensor | None = None  # not a buffer: a cast of the model must not round it
+        self.decode: Decode | None = None
+        """All layers for generated tokens at once; None: layer by layer."""
 
     def forward(self, input_ids: Tensor, batch: ForwardBatch, kv_cache: Sequence[Tensor] | None = None) -> Tensor:
         if self._inv_freq is None or self._inv_freq.device != input_ids.device:
             self._inv_freq = inv_freq(self.config).to(input_ids.device)
         rotary = rotary_tables(batch.positions, self._inv_freq, self.config)
         h = self.embed_tokens(input_ids)
+        if self.decode is not None and batch.per_row and kv_cache is not None:
+            return self.norm(self.decode(h, batch, rotary, kv_cache))
         for index, layer in enumerate(self.layers):
             if batch.recompute:
                 h = recomputed(layer, h, batch, rotary)

@@ -79,7 +79,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, isa_name: str | None = No
     return out
 
 
-def _use_torchs_threads() -> None:
+def use_torchs_threads() -> None:
     """Give the compiled ops as many threads as torch has."""
     threads = torch.get_num_threads()
     if _native.num_threads() != threads:
@@ -94,7 +94,7 @@ def packed_linear(x: Tensor, weight: PackedStack, *, isa_name: str | None = None
         raise ValueError(
             f"packed_linear wants (T, {layout.cols}) and a packed stack; got {tuple(x.shape)} and {layout}"
         )
-    _use_torchs_threads()
+    use_torchs_threads()
     taken = x.float().contiguous()
     out = taken.new_empty(x.shape[0], layout.rows)
     _native.packed_linear(
@@ -137,7 +137,7 @@ def packed_experts(
     )
     if not fits:
         raise ValueError(f"packed_experts: {tuple(x_TD.shape)}, {tuple(topk_ids.shape)}, {a} and {b} do not fit")
-    _use_torchs_threads()
+    use_torchs_threads()
     x, ids, weights = x_TD.float().contiguous(), topk_ids.contiguous(), topk_weights.float().contiguous()
     out = torch.empty_like(x)
     _native.packed_experts(

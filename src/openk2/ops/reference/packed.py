@@ -1,9 +1,9 @@
 """Products with packed matrices (`ops.packed`).
 
 int8 and int4: the activations are quantised too, each group of 32 columns of a token to int8 by its largest magnitude,
-and a group's dot product is one of integers. On normally distributed values of both (2,048 columns) that moves a product
-by 0.5% of its norm; the weights' own rounding moves it by 0.5% (int8) or 10% (int4). bf16: the product of `linear` with
-bfloat16 weights and float32 activations.
+and a group's dot product is one of integers. On normally distributed values of both (2,048 columns) that moves a
+product by 0.5% of its norm; the weights' own rounding moves it by 0.5% (int8) or 10% (int4). bf16: the product of
+`linear` with bfloat16 weights and float32 activations.
 """
 
 from __future__ import annotations

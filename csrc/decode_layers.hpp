@@ -1,0 +1,117 @@
+// All layers of a model with packed matrices, for tokens that were generated: one call a step.
+#pragma once
+
+#include <stdint.h>
+
+#include "packed.hpp"
+
+namespace openk2 {
+
+// One layer's weights. Vectors are float32; kv_b is bfloat16; the rest is packed.
+struct DecodeLayer {
+    const float* input_norm;   // (hidden,)
+    PackedStack q_a;           // count 0: the query has no low rank, and q_b takes the hidden state
+    const float* q_a_norm;     // (q_a.rows,)
+    PackedStack q_b;           // (heads * (nope + rope), q_a.rows or hidden)
+    PackedStack kv_a;          // (latent + rope, hidden)
+    const float* kv_a_norm;    // (latent,)
+    const uint16_t* kv_b;      // (heads, nope + value, latent)
+    PackedStack o;             // (hidden, heads * value)
+    const float* post_norm;    // (hidden,)
+    const float* router;       // (experts, hidden); null: a dense layer, whose MLP is `gate_up` and `down` of one expert
+    const float* router_bias;  // (experts,) or null
+    PackedStack gate_up;       // (2 experts, width, hidden)
+    PackedStack down;          // (experts, hidden, width)
+    PackedStack shared_gate_up;  // count 0: none
+    PackedStack shared_down;
+    float* cache;              // (slots, latent + rope)
+};
+
+struct DecodeShape {
+    int64_t hidden, heads, nope, rope, value, latent;
+    int64_t topk, groups, kept_groups;
+    bool sigmoid;         // scores of the router; else softmax
+    bool top2_of_groups;  // a group's score is the sum of its two largest; else its largest
+    bool normalize;       // the chosen weights
+    float routed_scale, softmax_scale, norm_eps, latent_norm_eps;
+    int64_t block_size;
+};
+
+// `tokens` tokens, those of one sequence in order. Scratch: decode_scratch bytes.
+struct DecodeLayers {
+    const DecodeShape& shape;
+    const DecodeLayer* layers;
+    int64_t num_layers;
+    int64_t tokens;
+    float* h;                  // (tokens, hidden), in and out
+    const float* cos;          // (tokens, rope / 2)
+    const float* sin;
+    const int64_t* positions;  // (tokens,)
+    const int64_t* slots;      // (tokens,): where each token's latent goes
+    const int64_t* sequences;  // (tokens,): row of `tables`
+    const int64_t* tables;     // (sequences, table_width): blocks of the cache
+    int64_t table_width;
+    const int64_t* budgets;    // (tokens,) experts of each token, or null
+    uint8_t* scratch;
+};
+
+namespace {  // one copy per translation unit: each is compiled for its own instruction set
+
+constexpr int64_t kHeadBlock = 4;  // heads that share one reading of the cache
+
+inline int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+inline int64_t linear_scratch(const DecodeLayers& args, const PackedStack& weight) {
+    return weight.count ? activation_bytes(weight.format, args.tokens, weight.cols) : 0;
+}
+
+inline int64_t experts_scratch(const DecodeLayers& args, const PackedStack& gate_up, const PackedStack& down,
+                               int64_t topk) {
+    PackedExperts experts = {};
+    experts.gate_up = gate_up;
+    experts.down = down;
+    experts.tokens = args.tokens;
+    experts.topk = topk;
+    return down.count ? packed_experts_scratch(experts) : 0;
+}
+
+// What the largest of a layer's products needs.
+inline int64_t product_scratch(const DecodeLayers& args) {
+    int64_t most = 0;
+    for (int64_t i = 0; i < args.num_layers; ++i) {
+        const DecodeLayer& layer = args.layers[i];
+        const PackedStack* weights[] = {&layer.q_a, &layer.q_b, &layer.kv_a, &layer.o};
+        for (const PackedStack* weight : weights) most = largest(most, linear_scratch(args, *weight));
+        most = largest(most, experts_scratch(args, layer.gate_up, layer.down, layer.router ? args.shape.topk : 1));
+        most = largest(most, experts_scratch(args, layer.shared_gate_up, layer.shared_down, 1));
+    }
+    return most;
+}
+
+inline int64_t most_experts(const DecodeLayers& args) {
+    int64_t most = 1;
+    for (int64_t i = 0; i < args.num_layers; ++i) most = largest(most, args.layers[i].down.count);
+    return most;
+}
+
+inline int64_t most_query_rank(const DecodeLayers& args) {
+    int64_t most = 1;
+    for (int64_t i = 0; i < args.num_layers; ++i) most = largest(most, args.layers[i].q_a.rows);
+    return most;
+}
+
+// Floats of one task of attention: the absorbed queries and the sums of a block of heads.
+inline int64_t attention_floats(const DecodeShape& s) { return kHeadBlock * (2 * s.latent + s.rope); }
+
+inline int64_t decode_scratch(const DecodeLayers& args) {
+    const DecodeShape& s = args.shape;
+    const int64_t tokens = args.tokens, head_blocks = ceil_div(s.heads, kHeadBlock);
+    return 3 * padded(tokens * s.hidden * 4) + padded(tokens * most_query_rank(args) * 4) +
+           padded(tokens * s.heads * (s.nope + s.rope) * 4) + padded(tokens * (s.latent + s.rope) * 4) +
+           padded(tokens * s.heads * s.value * 4) + 2 * padded(tokens * most_experts(args) * 4) +
+           2 * padded(tokens * largest(s.topk, 1) * 8) + padded(tokens * head_blocks * attention_floats(s) * 4) +
+           product_scratch(args);
+}
+
+}  // namespace
+}  // namespace openk2

@@ -1,0 +1,126 @@
+"""The layers of a packed model for generated tokens in one native call, in place of one call a module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from openk2.config import ModelConfig
+from openk2.config.model_config import LATENT_NORM_EPS
+from openk2.models.forward_batch import ForwardBatch
+from openk2.models.k2 import DecoderLayer, K2Model
+from openk2.models.moe import MoE
+from openk2.models.packed import PackedExperts, PackedLinear, PackedMLP
+from openk2.ops import cpu
+from openk2.ops.cpu.decode import DecodeLayers, DecodeShape, DecodeWeights
+from openk2.ops.packed import PackedStack
+
+T = TypeVar("T")
+
+
+def finish_packing(model: K2Model) -> None:
+    """Make a packed model, which has its weights, ready to serve."""
+    for layer in model.decoder_layers:
+        kv_b = layer.self_attn.kv_b_proj.weight.data
+        kv_b.copy_(kv_b.to(torch.bfloat16))  # both classes of token multiply by the same numbers
+    on_cpu = model.model.embed_tokens.weight.is_cpu
+    if on_cpu and cpu.available() and model.model.embed_tokens.weight.dtype == torch.float32:
+        model.model.decode = PackedDecode(model)
+
+
+class PackedDecode:
+    """`Backbone.decode` of a packed model. Its weights are looked up at the first call, when they are all there."""
+
+    def __init__(self, model: K2Model) -> None:
+        self._config, self._layers = model.config, model.decoder_layers
+        self._ops: dict[int, DecodeLayers] = {}
+        """By the cache's block size."""
+        self.isa_name: str | None = None
+        """The instruction set to use; None: the machine's best."""
+
+    def __call__(
+        self, h: Tensor, batch: ForwardBatch, rotary: tuple[Tensor, Tensor], kv_cache: Sequence[Tensor]
+    ) -> Tensor:
+        """h (T, hidden) after all layers."""
+        paged = batch.paged
+        assert paged is not None, "generated tokens have a cache"
+        block_size = kv_cache[0].shape[1]
+        if block_size not in self._ops:
+            weights = [_weights(layer) for layer in self._layers]
+            self._ops[block_size] = DecodeLayers(_shape(self._config), weights, block_size)
+        starts = torch.tensor(paged.query_starts)
+        sequences = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+        return self._ops[block_size](
+            h,
+            rotary,
+            batch.positions,
+            paged.slot_mapping,
+            sequences,
+            paged.block_tables,
+            kv_cache,
+            batch.topk,
+            isa_name=self.isa_name,
+        )
+
+
+def _shape(c: ModelConfig) -> DecodeShape:
+    has_groups = c.topk_method != "greedy"
+    return DecodeShape(
+        hidden=c.hidden_size,
+        heads=c.num_attention_heads,
+        nope=c.qk_nope_head_dim,
+        rope=c.qk_rope_head_dim,
+        value=c.v_head_dim,
+        latent=c.kv_lora_rank,
+        topk=c.num_experts_per_tok,
+        groups=c.n_group if has_groups else 1,
+        kept_groups=c.topk_group if has_groups else 1,
+        sigmoid=c.scoring_func == "sigmoid",
+        top2_of_groups=c.topk_method == "noaux_tc",
+        normalize=c.norm_topk_prob,
+        routed_scale=c.routed_scaling_factor,
+        softmax_scale=c.softmax_scale,
+        norm_eps=c.rms_norm_eps,
+        latent_norm_eps=LATENT_NORM_EPS,
+    )
+
+
+def _weights(layer: DecoderLayer) -> DecodeWeights:
+    attention, mlp = layer.self_attn, layer.mlp
+    low_rank = hasattr(attention, "q_a_proj")
+    router = bias = shared = None
+    experts: PackedExperts | PackedMLP
+    if isinstance(mlp, MoE):
+        router, bias = mlp.gate.weight.data, mlp.gate.e_score_correction_bias
+        experts, shared = _as(PackedExperts, mlp.experts), mlp.shared_experts
+    else:
+        experts = _as(PackedMLP, mlp)
+    return DecodeWeights(
+        input_norm=layer.input_layernorm.weight.data,
+        q_a=_stack(attention.q_a_proj) if low_rank else None,
+        q_a_norm=attention.q_a_layernorm.weight.data if low_rank else None,
+        q_b=_stack(attention.q_b_proj if low_rank else attention.q_proj),
+        kv_a=_stack(attention.kv_a_proj_with_mqa),
+        kv_a_norm=attention.kv_a_layernorm.weight.data,
+        kv_b=attention.kv_b_proj.weight.data.to(torch.bfloat16),
+        o=_stack(attention.o_proj),
+        post_norm=layer.post_attention_layernorm.weight.data,
+        router=router,
+        router_bias=None if bias is None else bias.data,
+        gate_up=experts.stack("gate_up"),
+        down=experts.stack("down"),
+        shared_gate_up=None if shared is None else _as(PackedMLP, shared).stack("gate_up"),
+        shared_down=None if shared is None else _as(PackedMLP, shared).stack("down"),
+    )
+
+
+def _stack(linear: object) -> PackedStack:
+    return _as(PackedLinear, linear).stack("packed")
+
+
+def _as(kind: type[T], module: object) -> T:
+    assert isinstance(module, kind), f"{type(module).__name__} is not packed"
+    return module

@@ -1,0 +1,125 @@
+"""The layers of a packed model in one call, against the same layers module by module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.engine.conftest import Recorder, prompt, random_model, tiny_config
+from torch import Tensor
+
+from openk2 import assets
+from openk2.checkpoint import Quantization, load_model, save_model
+from openk2.engine import Engine, EngineConfig
+from openk2.models import ForwardBatch, K2Model, PagedBatch
+from openk2.models.packed_decode import PackedDecode
+from openk2.ops import cpu
+
+pytestmark = pytest.mark.skipif(not cpu.available(), reason="the extension is not built")
+MODELS = ["k2-0905", "deepseek-v3", "moonlight", "deepseek-v2-lite", "k2-nano"]
+BLOCK = 16
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if request.param == "k2-nano":
+        return assets.path("k2-nano")
+    model = random_model(tiny_config(request.param)).to(torch.bfloat16)
+    return save_model(model, tmp_path_factory.mktemp("m") / "model")
+
+
+def load(folder: Path, formats: str) -> K2Model:
+    return load_model(folder, quantization=Quantization.parse(formats))
+
+
+def answer(model: K2Model, **sampling: Any) -> Any:
+    recorder = Recorder(Engine(model, EngineConfig(enable_prefix_caching=False, block_size=BLOCK)))
+    made = recorder.add("x", prompt(150, seed=1), max_tokens=8, **sampling)
+    recorder.run()
+    return made
+
+
+@pytest.mark.parametrize(("formats", "near"), [("bf16", 5e-6), ("int8", 0.02)])
+def test_answers_are_those_of_the_modules(folder: Path, formats: str, near: float) -> None:
+    """In int8 a last bit can turn the rounding of an activation, and that an expert's."""
+    model = load(folder, formats)
+    together, model.model.decode = model.model.decode, None
+    want = answer(model)
+    model.model.decode = together
+    made = answer(model)
+    assert isinstance(together, PackedDecode)
+    for a, b in zip(want.logits, made.logits, strict=True):
+        assert (a - b).abs().max() < near * a.abs().max()
+    assert made.tokens == want.tokens
+
+
+def test_a_budget_of_experts_is_kept(folder: Path) -> None:
+    model = load(folder, "bf16")
+    full = answer(model)
+    together, model.model.decode = model.model.decode, None
+    want = answer(model, topk=1)
+    model.model.decode = together
+    made = answer(model, topk=1)
+    for a, b in zip(want.logits, made.logits, strict=True):
+        assert (a - b).abs().max() < 5e-6 * a.abs().max()
+    assert not torch.equal(full.logits[-1], made.logits[-1])
+
+
+def step(model: K2Model, isa: str | None = None) -> tuple[Tensor, Tensor]:
+    """Hidden states and written latents of five tokens of two sequences with full and ragged contexts."""
+    config = model.config
+    generator = torch.Generator().manual_seed(0)
+    caches = [torch.randn(12, BLOCK, config.latent_dim, generator=generator) for _ in range(config.num_hidden_layers)]
+    tables = torch.tensor([[3, 1, 7, 2, 9, 4], [5, 8, 0, 0, 0, 0]])
+    positions = torch.tensor([93, 94, 95, 19, 20])
+    rows = torch.tensor([0, 0, 0, 1, 1])
+    slots = tables[rows, positions // BLOCK] * BLOCK + positions % BLOCK
+    paged = PagedBatch(slots, tables, (0, 3, 5), (96, 21), torch.ones(5, dtype=torch.bool))
+    batch = ForwardBatch(positions, paged=paged, per_row=True, topk=torch.tensor([1, 2, 2, 1, 2]))
+    if isa is not None:
+        decode = model.model.decode
+        assert isinstance(decode, PackedDecode)
+        decode.isa_name = isa
+    with torch.inference_mode():
+        hidden = model(torch.tensor([5, 6, 7, 8, 9]), batch, caches)
+    return hidden, torch.stack([cache.view(-1, config.latent_dim)[slots] for cache in caches])
+
+
+@pytest.mark.parametrize("formats", ["bf16", "int4"])
+def test_instruction_sets_and_threads_give_the_same_bits(folder: Path, formats: str) -> None:
+    model = load(folder, formats)
+    want = step(model)
+    before = torch.get_num_threads()
+    for isa in cpu.supported_isas():
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            made = step(model, isa)
+            torch.set_num_threads(before)
+            assert all(torch.equal(a, b) for a, b in zip(want, made, strict=True)), (isa, threads)
+
+
+def test_several_tokens_of_a_sequence_see_each_other(folder: Path) -> None:
+    model = load(folder, "bf16")
+    together = step(model)
+    model.model.decode = None
+    apart = step(model)
+    for a, b in zip(together, apart, strict=True):
+        assert (a - b).abs().max() < 1e-5 * b.abs().max()
+
+
+def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
+    from openk2.models.packed_decode import _shape, _weights
+    from openk2.ops.cpu.decode import DecodeLayers
+
+    model = load(folder, "bf16")
+    layer, shape = _weights(model.decoder_layers[0]), _shape(model.config)
+    for wrong, said in (
+        (replace(layer, kv_b=layer.kv_b.float()), "kv_b"),
+        (replace(layer, post_norm=layer.post_norm[1:]), "post_norm"),
+        (replace(layer, o=layer.kv_a), "o:"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            DecodeLayers(shape, [wrong], BLOCK)
