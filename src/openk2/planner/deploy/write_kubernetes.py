@@ -57,7 +57,12 @@ def _service(name: str, selector: dict[str, str], port: int) -> dict[str, Any]:
 
 def _stateful_set(deployment: Deployment, process: Process, base: str) -> dict[str, Any]:
     name = f"{base}-{process.name}"
-    pod: dict[str, Any] = {"containers": [_container(deployment, process, base)], "terminationGracePeriodSeconds": 120}
+    pod: dict[str, Any] = {
+        "containers": [_container(deployment, process, base)],
+        "terminationGracePeriodSeconds": 120,
+        # Variables such as VLLM_PORT, which Kubernetes makes of services' names, are settings of the engines.
+        "enableServiceLinks": False,
+    }
     if process.program not in ROUTERS:
         pod["volumes"] = [
             {"name": "weights", "persistentVolumeClaim": {"claimName": f"{base}-weights"}},
