@@ -37,7 +37,7 @@ def run(
     threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop (resumably) after so long.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    export: Annotated[Path | None, typer.Option(help="Only write the run's model as a checkpoint folder.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Only write the run's model (or adapter) to a folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each record as a line of JSON.")] = False,
 ) -> None:
     """Train a model from a recipe; a run that was cut goes on when started again.
@@ -96,6 +96,22 @@ def report(
     Console().print(table)
     for kind, share in found.held_exact_turns.items():
         typer.echo(f"held-out turns right, {kind}: {share}")
+
+
+@app.command()
+def merge(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint folder that the adapter is of.")],
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, as PEFT writes it.")],
+    output: Annotated[Path, typer.Option(help="Checkpoint folder to write.")],
+) -> None:
+    """Add a LoRA adapter to the weights of its checkpoint. The weights keep their dtype."""
+    from openk2.checkpoint import load_model, save_model
+    from openk2.training.adapter_files import merge_adapter_
+
+    model = load_model(base)
+    merged = merge_adapter_(model, adapter)
+    save_model(model, output, copy_from=base)
+    typer.echo(f"{output}: {merged} matrices merged")
 
 
 def _write_text(path: Path, text: str) -> None:

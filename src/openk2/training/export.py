@@ -1,4 +1,4 @@
-"""A trained model as a checkpoint folder in the published layout."""
+"""A trained model as a checkpoint folder in the published layout, or its adapters in PEFT's."""
 
 from __future__ import annotations
 
@@ -8,12 +8,17 @@ from pathlib import Path
 import torch
 
 from openk2.checkpoint import save_model
+from openk2.training.adapter_files import save_adapter
 from openk2.training.trainer import Trainer
 
 
 def export_model(trainer: Trainer, folder: Path) -> None:
-    """Write weights (bfloat16), configuration, greedy generation defaults, and the run's tokenizer."""
-    config = trainer.recipe.model
+    """Write weights (bfloat16), configuration, greedy generation defaults, and the run's tokenizer; of a run of
+    adapters those alone, as PEFT reads them."""
+    config, lora = trainer.recipe.model, trainer.recipe.lora
+    if lora is not None:
+        save_adapter(trainer.model, lora, trainer.recipe.init, folder)
+        return
     generation = {
         "do_sample": False,
         "eos_token_id": list(config.eos_token_ids),

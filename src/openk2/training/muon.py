@@ -39,13 +39,15 @@ def newton_schulz(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype = torc
 def muon_parameters(module: nn.Module) -> Iterable[tuple[str, nn.Parameter, bool]]:
     """(name, parameter, goes to Muon) of every trainable parameter.
 
-    Muon takes matrices and stacks of matrices, except embeddings and the output head: parameters that an
-    `nn.Embedding` owns or whose name says `lm_head`.
+    Muon takes matrices and stacks of matrices, except embeddings and the output head (parameters that an
+    `nn.Embedding` owns or whose name says `lm_head`), and the factors of adapters (`lora_`): it is their product that
+    is a matrix of the model.
     """
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            yield name, parameter, parameter.dim() >= 2 and id(parameter) not in embeddings and "lm_head" not in name
+            is_matrix = parameter.dim() >= 2 and id(parameter) not in embeddings
+            yield name, parameter, is_matrix and "lm_head" not in name and "lora_" not in name
 
 
 class MuonClip(torch.optim.Optimizer):

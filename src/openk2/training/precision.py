@@ -44,4 +44,5 @@ class Workshop:
         if self.worker is self.masters:
             return
         for (_, master), (_, work) in self._pairs():
-            work.copy_(master)
+            if work.data_ptr() != master.data_ptr():
+                work.copy_(master)

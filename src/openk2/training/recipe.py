@@ -10,10 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from openk2.checkpoint import load_config
 from openk2.config import ModelConfig
 from openk2.config.presets import preset
 from openk2.errors import ConfigError
 from openk2.training.guides import KINDS
+from openk2.training.lora import LoraConfig
 from openk2.training.schedule import WarmupStableDecay
 
 DATA_KINDS = ("generated", "text", "messages")
@@ -105,12 +107,15 @@ class TokenizerConfig:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     model: ModelConfig
+    """The `[model]` section: a preset with changes. Left out with a checkpoint as `init`: that one's."""
     schedule: WarmupStableDecay
     stages: tuple[StageConfig, ...]
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guides: GuidesConfig = field(default_factory=GuidesConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    lora: LoraConfig | None = None
+    """Adapters to train instead of the model."""
     name: str = "run"
     seed: int = 0
     init: str = "structured"
@@ -142,6 +147,8 @@ class Recipe:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", param=name)
         if self.recompute and self.guides.weight > 0:
             raise ConfigError("recompute excludes guides, which look into the layers", param="recompute")
+        if self.lora is not None and self.init in ("structured", "random"):
+            raise ConfigError("[lora] needs a checkpoint folder as init", param="init")
         if self.data.kind == "text" and self.guides.weight > 0:
             raise ConfigError("guides are for conversations: data.kind 'text' has none", param="guides.weight")
         ends = [stage.until_tokens for stage in self.stages]
@@ -166,10 +173,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
         _apply(raw, override)
-    model = dict(raw.pop("model", {}))
-    base = preset(model.pop("preset", "nano"))
     values: dict[str, Any] = {
-        "model": _build(type(base), model, "model", base),
+        "model": _model(raw.pop("model", None), raw.get("init")),
+        "lora": _build(LoraConfig, raw.pop("lora"), "lora") if "lora" in raw else None,
         "schedule": _build(WarmupStableDecay, raw.pop("schedule", {}), "schedule"),
         "stages": tuple(_build(StageConfig, stage, f"stages[{i}]") for i, stage in enumerate(raw.pop("stages", []))),
         "data": _build(DataConfig, raw.pop("data", {}), "data"),
@@ -178,6 +184,15 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         "tokenizer": _build(TokenizerConfig, raw.pop("tokenizer", {}), "tokenizer"),
     }
     return _build(Recipe, {**values, **raw})
+
+
+def _model(section: Any, init: Any) -> ModelConfig:
+    """Of the section; without one, that of the `init` checkpoint."""
+    if section is None and isinstance(init, str) and Path(init).is_dir():
+        return load_config(init)
+    given = dict(section) if isinstance(section, Mapping) else section
+    base = preset(given.pop("preset", "nano")) if isinstance(given, dict) else preset("nano")
+    return _build(type(base), {} if given is None else given, "model", base)
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openk2.errors import CheckpointError, TrainingError
+from openk2.checkpoint import load_config
+from openk2.errors import CheckpointError, ConfigError, TrainingError
 from openk2.evals.lines import LineFile
 from openk2.training.balance import imbalance, update_router_bias_
 from openk2.training.data import Conversation
 from openk2.training.guide_loss import GuideLoss
 from openk2.training.guides import find_guides
 from openk2.training.init import first_model
+from openk2.training.lora import add_adapters_
 from openk2.training.muon import MuonClip
 from openk2.training.packing import Example, PackedBatch
 from openk2.training.precision import Workshop
@@ -40,6 +43,10 @@ class Trainer:
     def __init__(self, recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu") -> None:
         self.recipe, self.source, self.folder, self.device = recipe, source, folder, device
         self.model = first_model(recipe.model, recipe.init, recipe.seed).to(device)
+        if recipe.lora is not None:
+            _check_same_shape(recipe)
+            add_adapters_(self.model, recipe.lora, recipe.seed)
+            self.model.to(device)
         self.workshop = Workshop(self.model, recipe.dtype)
         o = recipe.optimizer
         self.optimizer = MuonClip(
@@ -89,9 +96,11 @@ class Trainer:
         self.optimizer.set_lr_scale(scale)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        clipped = qk_clip_(model, max_logits, recipe.optimizer.qk_clip_threshold)
-        first, last = recipe.router_bias_rate
-        update_router_bias_(model, load, first + (last - first) * min(self.tokens / self.total_tokens, 1.0))
+        clipped = 0
+        if recipe.lora is None:  # both change the model itself
+            clipped = qk_clip_(model, max_logits, recipe.optimizer.qk_clip_threshold)
+            first, last = recipe.router_bias_rate
+            update_router_bias_(model, load, first + (last - first) * min(self.tokens / self.total_tokens, 1.0))
         self.workshop.refresh()
         self.expert_load += load.cpu()
         tokens = sum(len(batch.input_ids) for batch in batches)
@@ -217,9 +226,13 @@ class Trainer:
 
     def save(self) -> None:
         """Write the whole state (`state.py`). Raises TrainingError when it cannot be written."""
+        lora = self.recipe.lora
+        kept = {name for name, p in self.model.named_parameters() if p.requires_grad}
+        weights = self.model.state_dict()
         state = {
             "config": self.recipe.model.to_hf(),
-            "model": self.model.state_dict(),
+            "model": weights if lora is None else {name: weights[name] for name in weights if name in kept},
+            "lora": None if lora is None else asdict(lora),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "batches": self.batches,
@@ -240,8 +253,11 @@ class Trainer:
         path = self.folder / STATE_FILE
         if state["config"] != self.recipe.model.to_hf():
             raise CheckpointError(f"{path} is of another architecture than the recipe's; choose another --output")
+        lora = self.recipe.lora
+        if state.get("lora") != (None if lora is None else asdict(lora)):
+            raise CheckpointError(f"{path} is of another [lora] section than the recipe's; choose another --output")
         self.source.seek(state.get("data", {}))
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=lora is None)
         rates = [group["base_lr"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
@@ -250,6 +266,17 @@ class Trainer:
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.batches = state.get("batches", self.step)  # states from before gradient accumulation have none
         return True
+
+
+def _check_same_shape(recipe: Recipe) -> None:
+    """An adapter belongs to a checkpoint as it is, not to a grown one."""
+    theirs, ours = load_config(recipe.init).to_hf(), recipe.model.to_hf()
+    differing = sorted(k for k in theirs if theirs[k] != ours.get(k) and k != "torch_dtype")
+    if differing:
+        raise ConfigError(
+            f"[lora]: {recipe.init} differs from the recipe's model in {', '.join(differing)}; leave [model] out",
+            param="model",
+        )
 
 
 def crossed(before: int, after: int, interval: int) -> bool:
