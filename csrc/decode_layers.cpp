@@ -18,6 +18,7 @@ void rms_norm(const RmsNorm& args);
 namespace {
 
 constexpr int64_t kKeyTile = 64;
+constexpr int64_t kHeadBlock = 4;
 constexpr float kLowest = -3.0e38f;
 
 struct Buffers {
@@ -59,7 +60,7 @@ Buffers buffers_of(const DecodeLayers& args) {
     b.choice = take<float>(at, tokens * experts * 4);
     b.ids = take<int64_t>(at, tokens * topk * 8);
     b.weights = take<float>(at, tokens * topk * 8);
-    b.attention = take<float>(at, tokens * ceil_div(s.heads, kHeadBlock) * attention_floats(s) * 4);
+    b.attention = take<float>(at, tokens * ceil_div(s.heads, kTaskHeads) * attention_floats(s) * 4);
     b.product = at;
     return b;
 }
@@ -100,6 +101,37 @@ float dot(const A* a, const B* b, int64_t count) {
     return sum(total);
 }
 
+// Of M rows of `a`, `count` apart, with b: M sums side by side hide the latency of an addition.
+template <int M>
+void dots(const float* a, const float* b, int64_t count, float* out) {
+    Lanes total[M] = {};
+    const int64_t whole = count - count % kLanes;
+    for (int64_t i = 0; i < whole; i += kLanes) {
+        const Lanes y = load(b + i);
+        for (int m = 0; m < M; ++m) {
+            const Lanes x = load(a + m * count + i);
+            for (int r = 0; r < kRegisters; ++r) total[m].part[r] += x.part[r] * y.part[r];
+        }
+    }
+    if (whole < count) {
+        const Lanes y = load_some(b + whole, count - whole);
+        for (int m = 0; m < M; ++m) {
+            const Lanes x = load_some(a + m * count + whole, count - whole);
+            for (int r = 0; r < kRegisters; ++r) total[m].part[r] += x.part[r] * y.part[r];
+        }
+    }
+    for (int m = 0; m < M; ++m) out[m] = sum(total[m]);
+}
+
+void dots(const float* a, int64_t rows, const float* b, int64_t count, float* out) {
+    switch (rows) {
+        case 1: return dots<1>(a, b, count, out);
+        case 2: return dots<2>(a, b, count, out);
+        case 3: return dots<3>(a, b, count, out);
+        default: return dots<kHeadBlock>(a, b, count, out);
+    }
+}
+
 // to += from * by
 template <typename T>
 void add_scaled(float* to, const T* from, float by, int64_t count) {
@@ -132,8 +164,8 @@ void attend(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b
     const DecodeShape& s = args.shape;
     const int64_t width = s.latent + s.rope, rows = s.nope + s.value;
     const bf16* kv_b = reinterpret_cast<const bf16*>(layer.kv_b);
-    float* queries = working;                      // (kHeadBlock, width)
-    float* latents = working + kHeadBlock * width;  // (kHeadBlock, latent)
+    float* queries = working;                      // (kTaskHeads, width)
+    float* latents = working + kTaskHeads * width;  // (kTaskHeads, latent)
     for (int64_t i = 0; i < count; ++i) {
         const float* q = b.q + (token * s.heads + first + i) * (s.nope + s.rope);
         const bf16* w_uk = kv_b + (first + i) * rows * s.latent;
@@ -142,7 +174,7 @@ void attend(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b
         for (int64_t n = 0; n < s.nope; ++n) add_scaled(query, w_uk + n * s.latent, q[n], s.latent);
         for (int64_t r = 0; r < s.rope; ++r) query[s.latent + r] = q[s.nope + r];
     }
-    float most[kHeadBlock], total[kHeadBlock] = {}, scores[kHeadBlock][kKeyTile];
+    float most[kTaskHeads], total[kTaskHeads] = {}, scores[kTaskHeads][kKeyTile];
     for (int64_t i = 0; i < count; ++i) most[i] = kLowest;
     const int64_t context = args.positions[token] + 1;
     const int64_t* blocks = args.tables + args.sequences[token] * args.table_width;
@@ -154,9 +186,12 @@ void attend(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b
             rows_at[k] = layer.cache +
                          (blocks[position / s.block_size] * s.block_size + position % s.block_size) * width;
         }
-        for (int64_t k = 0; k < keys; ++k)
-            for (int64_t i = 0; i < count; ++i)
-                scores[i][k] = dot(queries + i * width, rows_at[k], width) * s.softmax_scale;
+        for (int64_t k = 0; k < keys; ++k) {
+            float products[kTaskHeads];
+            for (int64_t i = 0; i < count; i += kHeadBlock)
+                dots(queries + i * width, count - i, rows_at[k], width, products + i);
+            for (int64_t i = 0; i < count; ++i) scores[i][k] = products[i] * s.softmax_scale;
+        }
         for (int64_t i = 0; i < count; ++i) {
             float largest_now = most[i];
             for (int64_t k = 0; k < keys; ++k) largest_now = scores[i][k] > largest_now ? scores[i][k] : largest_now;
@@ -208,11 +243,11 @@ void attention(const DecodeLayers& args, const DecodeLayer& layer, const Buffers
         float* slot = layer.cache + args.slots[t] * width;
         for (int64_t i = 0; i < width; ++i) slot[i] = kv[i];
     }
-    const int64_t head_blocks = ceil_div(s.heads, kHeadBlock);
-    parallel_for(tokens * head_blocks, [&](int64_t task) {
-        const int64_t first = task % head_blocks * kHeadBlock;
-        const int64_t count = s.heads - first < kHeadBlock ? s.heads - first : kHeadBlock;
-        attend(args, layer, b, task / head_blocks, first, count, b.attention + task * attention_floats(s));
+    const int64_t head_tasks = ceil_div(s.heads, kTaskHeads);
+    parallel_for(tokens * head_tasks, [&](int64_t task) {
+        const int64_t first = task % head_tasks * kTaskHeads;
+        const int64_t count = s.heads - first < kTaskHeads ? s.heads - first : kTaskHeads;
+        attend(args, layer, b, task / head_tasks, first, count, b.attention + task * attention_floats(s));
     });
     multiply(args, b, b.mixed, layer.o, b.made);
     add(args.h, b.made, tokens * s.hidden);
