@@ -13,6 +13,7 @@ from tests.planner.deploy.test_read_line import GUIDE_VLLM
 from typer import Typer
 from typer.testing import CliRunner
 
+from openk2 import assets
 from openk2.cli.deploy import command
 from openk2.errors import ConfigError, EnvironmentFault
 from openk2.planner.deploy import here, program_flags
@@ -65,6 +66,20 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
 def test_one_format(form: str, file: str, tmp_path: Path) -> None:
     assert run("sglang", "--hardware", "8xB200", "--format", form, "--output", str(tmp_path)).exit_code == 0
     assert names(tmp_path) == {file, "plan.json", "next-steps.txt"}
+
+
+def test_a_folder_is_mounted(tmp_path: Path) -> None:
+    model = tmp_path / "my-model"
+    model.mkdir()
+    (model / "config.json").write_text((assets.path("k2-nano") / "config.json").read_text())
+    done = run("vllm", str(model), "--hardware", "1xH100", "--context", "2k", "--output", str(tmp_path / "out"))
+    assert done.exit_code == 0, done.exception
+    service = yaml.safe_load((tmp_path / "out" / "compose.yaml").read_text())["services"]["engine-0"]
+    assert f"{model}:{model}:ro" in service["volumes"] and str(model) in service["command"]
+    assert "kimi_k2" in service["command"]
+    pods = (tmp_path / "out" / "kubernetes.yaml").read_text()
+    assert '"/weights/my-model"' in pods and str(model) not in pods
+    assert "hf download" not in (tmp_path / "out" / "next-steps.txt").read_text()
 
 
 def test_an_impossible_deployment_ends_with_1_and_the_bytes(tmp_path: Path) -> None:

@@ -171,8 +171,9 @@ def _deployment(
     if ray and engine != "vllm":
         raise ConfigError("--ray is for vLLM; SGLang's nodes find each other by themselves", param="ray")
     known = published(shape)
+    source = checkpoint or known.repository or shape.name
     settings = Settings(
-        checkpoint=checkpoint or known.repository or shape.name,
+        checkpoint=str(Path(source).resolve()) if Path(source).is_dir() else source,
         served_name=Path(shape.name).name,
         published=known,
         revision=revision,

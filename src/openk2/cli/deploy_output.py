@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,9 +45,14 @@ def next_steps(deployment: Deployment, files: set[str]) -> list[str]:
     url = f"http://127.0.0.1:{deployment.port}"
     names = [process.name for process in deployment.processes]
     profile = "--profile PROCESS " if len(names) > 1 else ""
-    lines = [
-        f"get it      hf download {deployment.checkpoint}   ({deployment.weights_bytes / 1e9:,.0f} GB, on each node)"
-    ]
+    size = f"{deployment.weights_bytes / 1e9:,.0f} GB"
+    if deployment.is_folder:
+        name = Path(deployment.checkpoint).name
+        lines = [
+            f"get it      copy {deployment.checkpoint} to each node; for Kubernetes, into the claim as {name} ({size})"
+        ]
+    else:
+        lines = [f"get it      hf download {deployment.checkpoint}   ({size}, on each node)"]
     if len(names) > 1:
         lines.append(f"processes   {' '.join(names)}; addresses: {' '.join(variables(deployment)) or 'none'}")
     if "run.sh" in files:

@@ -99,6 +99,11 @@ class Deployment:
     port: int = UPSTREAM_PORT
 
     @property
+    def is_folder(self) -> bool:
+        """Whether the checkpoint is a folder of the nodes, by its absolute path, and not a repository."""
+        return self.checkpoint.startswith("/")
+
+    @property
     def entry(self) -> Process:
         """The process that answers clients."""
         return next(process for process in self.processes if process.port == self.port)

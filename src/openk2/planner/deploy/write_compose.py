@@ -59,7 +59,8 @@ def _service(deployment: Deployment, process: Process) -> dict[str, Any]:
     if not is_router:
         service["ipc"] = "host"
         environment |= {"HF_TOKEN": "${HF_TOKEN:-}", "HF_HOME": WEIGHTS_FOLDER}
-        service["volumes"] = ["${HF_HOME:-${HOME}/.cache/huggingface}:" + WEIGHTS_FOLDER]
+        folder = [f"{deployment.checkpoint}:{deployment.checkpoint}:ro"] if deployment.is_folder else []
+        service["volumes"] = [*folder, "${HF_HOME:-${HOME}/.cache/huggingface}:" + WEIGHTS_FOLDER]
         if deployment.is_nvidia:
             device = {"driver": "nvidia", "count": process.num_devices, "capabilities": ["gpu"]}
             service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import ceil
+from pathlib import PurePosixPath
 from typing import Any
 
 from openk2.planner.deploy.deployment import Deployment, Process, filled
@@ -84,6 +85,9 @@ def _stateful_set(deployment: Deployment, process: Process, base: str) -> dict[s
 
 def _container(deployment: Deployment, process: Process, base: str) -> dict[str, Any]:
     def fill(text: str) -> str:
+        if deployment.is_folder and text == deployment.checkpoint:
+            return f"{WEIGHTS_FOLDER}/{PurePosixPath(text).name}"
+
         def replace(name: str) -> str:
             if name == "listen":
                 return "0.0.0.0"
