@@ -87,6 +87,7 @@ def test_an_impossible_deployment_ends_with_1_and_the_bytes(tmp_path: Path) -> N
     assert done.exit_code == 1
     assert "lacks" in done.stdout and "in all" in done.stdout
     assert not (tmp_path / "out").exists()
+    assert "." not in run("vllm", "k2", "--hardware", "8xRTX-4090").stdout.split("lacks")[1].split("bytes")[0]
     shown = json.loads(run("vllm", "--hardware", "8xH100", "--json").stdout)
     assert shown["plans"]["engine"]["refusal"]["missing_bytes"] > 0
 

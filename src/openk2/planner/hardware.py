@@ -148,7 +148,7 @@ def _device(name: str, table: Mapping[str, Any], file: str) -> Device:
                 f"{file}: {key} of device {name} must be a number of at least 0, not {value!r}", param=file
             )
     values = dict(table)
-    values["memory_bytes"] = int(values["memory_bytes"])
+    values |= {key: int(values[key]) for key in ("memory_bytes", "runtime_bytes", "devices_per_node") if key in values}
     device = Device(**{"name": name, **values})
     if device.kind not in ("gpu", "apple", "cpu"):
         raise ConfigError(f"{file}: kind of device {name} must be gpu, apple or cpu, not {device.kind!r}", param=file)
