@@ -21,7 +21,7 @@ from tests.support.tiny_model import save_tiny_model, tiny_config, tiny_ranks
 from openk2.chat.events import CallBegin, CallDelta, Finished, TextDelta, collect_async
 from openk2.chat.messages import Message, ToolCall, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
-from openk2.checkpoint import Checkpoint, random_model, save_model
+from openk2.checkpoint import Checkpoint, Quantization, random_model, save_model
 from openk2.config import SamplingParams
 from openk2.engine import EngineConfig, StepOutput
 from openk2.engine.process import Outcome, Sink, Submission
@@ -35,7 +35,7 @@ from openk2.errors import (
     SchemaError,
 )
 from openk2.llm import LLM
-from openk2.llm.source import serving_dtype
+from openk2.llm.source import serving_dtype, serving_quantization
 
 SEARCH = ToolSpec.function(
     "search",
@@ -478,3 +478,17 @@ def test_bfloat16_is_computed_as_float32_where_the_cpu_lacks_it(
     checkpoint = Checkpoint.open(tmp_path / "model")
     assert serving_dtype(checkpoint, "cpu") is expected
     assert serving_dtype(checkpoint, "cuda") is None
+
+
+@pytest.mark.parametrize(
+    ("stored", "has_kernels"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float32, True)]
+)
+def test_bfloat16_is_packed_for_a_cpu_that_has_the_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: torch.dtype, has_kernels: bool
+) -> None:
+    save_model(random_model(tiny_config(len(tiny_ranks()))), tmp_path / "model", dtype=stored)
+    monkeypatch.setattr(Quantization, "has_kernels", lambda: has_kernels)
+    checkpoint = Checkpoint.open(tmp_path / "model")
+    packed = Quantization("bf16", "bf16", "bf16")
+    assert serving_quantization(checkpoint, "cpu") == (packed if stored is torch.bfloat16 and has_kernels else None)
+    assert serving_quantization(checkpoint, "cuda") is None

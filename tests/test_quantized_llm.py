@@ -51,7 +51,7 @@ def logits(model: K2Model, ids: list[int], first: int) -> Tensor:
 def test_greedy_text_in_packed_bfloat16_is_the_plain_model_s(n: int) -> None:
     sampling = SamplingParams(temperature=0.0, max_tokens=24)
     plain = load_model(FOLDER, dtype=torch.float32)
-    with LLM("k2-nano") as one, LLM("k2-nano", quantization="bf16") as other:
+    with LLM("k2-nano", dtype=torch.float32) as one, LLM("k2-nano", quantization="bf16") as other:
         for case in cases(n):
             ours, packed = (list(llm.generate(case.prompt, sampling).token_ids) for llm in (one, other))
             if ours == packed:

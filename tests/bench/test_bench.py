@@ -62,7 +62,7 @@ def test_every_case_is_measured(quantization: str | None) -> None:
         counted = one.case.context if one.case.kind == "prefill" else one.case.batch
         assert one.tokens_per_s * one.seconds == pytest.approx(counted)
         assert one.share == one.tokens_per_s / one.limit_tokens_per_s > 0
-    assert done.formats == (quantization or "f32") and done.resident_bytes > 50 << 20
+    assert done.formats == f"{quantization or 'bf16'} packed" and done.resident_bytes > 50 << 20
 
 
 def test_table_json_and_errors() -> None:

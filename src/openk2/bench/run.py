@@ -17,7 +17,7 @@ from openk2.bench.limits import MachineLimits
 from openk2.checkpoint import Checkpoint, Quantization, load_model, random_model
 from openk2.config import SamplingParams
 from openk2.engine import Engine, EngineConfig, EngineRequest
-from openk2.llm.source import Source, serving_dtype
+from openk2.llm.source import Source, serving_dtype, serving_quantization
 from openk2.models import K2Model
 from openk2.planner import ModelShape, scheme
 
@@ -49,7 +49,7 @@ class CaseResult:
 class Bench:
     model: str
     formats: str
-    """Of the weights: float32, bfloat16, or what `quantization` says."""
+    """Of the weights: f32 or bf16 through torch, or what is packed."""
     parameters: int
     active_parameters: int
     load_s: float
@@ -74,12 +74,12 @@ def run(
     Raises as loading does, and ConfigError for a cache that memory cannot hold.
     """
     started = time.perf_counter()
-    model, formats = _load(source, quantization)
+    formats = _formats(source, quantization)
+    model = _load(source, formats)
     load_s = time.perf_counter() - started
     shape = ModelShape.from_config(source.name, source.config)
-    packed = None if quantization is None else _SCHEMES[Quantization.parse(quantization).experts]
-    stored = scheme(packed or formats)
-    cache_format = formats if quantization is None else "f32"
+    cache_format = "bf16" if model.model.embed_tokens.weight.dtype == torch.bfloat16 else "f32"
+    stored = scheme(cache_format if formats is None else _SCHEMES[formats.experts])
     longest = max(case.context for case in cases) + ANSWER_TOKENS
     engine = Engine(
         model,
@@ -116,7 +116,7 @@ def run(
         )
     return Bench(
         source.name,
-        quantization or formats,
+        f"{formats.code} packed" if formats else cache_format,
         shape.parameters,
         shape.active_parameters_without_embedding,
         load_s,
@@ -127,15 +127,18 @@ def run(
     )
 
 
-def _load(source: Source, quantization: str | None) -> tuple[K2Model, str]:
-    """The model, and its dtype as the planner calls it."""
-    formats = None if quantization is None else Quantization.parse(quantization)
+def _formats(source: Source, quantization: str | None) -> Quantization | None:
+    """What is packed, as `LLM` does it."""
+    if quantization is not None:
+        return Quantization.parse(quantization)
+    return None if source.folder is None else serving_quantization(Checkpoint.open(source.folder), "cpu")
+
+
+def _load(source: Source, formats: Quantization | None) -> K2Model:
     if source.folder is None:
-        model = random_model(source.config, dtype=torch.float32, quantization=formats)
-    else:
-        dtype = None if formats else serving_dtype(Checkpoint.open(source.folder), "cpu")
-        model = load_model(source.folder, dtype=dtype, quantization=formats)
-    return model, "bf16" if model.model.embed_tokens.weight.dtype == torch.bfloat16 else "f32"
+        return random_model(source.config, dtype=torch.float32, quantization=formats)
+    dtype = None if formats else serving_dtype(Checkpoint.open(source.folder), "cpu")
+    return load_model(source.folder, dtype=dtype, quantization=formats)
 
 
 def _prompts(case: Case, vocab_size: int, generator: torch.Generator) -> list[list[int]]:

@@ -48,12 +48,13 @@ class LLM:
     """A model on this machine.
 
     model: the name of an embedded model, a checkpoint folder, or `random:PRESET` (random weights; needs `tokenizer`).
-    dtype: of weights and cache; None is the stored one, but float32 for bfloat16 where `serving_dtype` says so.
+    dtype: of weights and cache, computed through torch; None is the stored one, but bfloat16 weights on a CPU are
+    packed for the native kernels (`serving_quantization`), or made float32 where `serving_dtype` says so.
     tokenizer: a folder, or an embedded model's name, whose tokenizer and template are used in place of the model's.
     max_model_len: prompt plus answer, in tokens; None is the model's own window.
     sampling_defaults: what holds where a request says nothing, before the checkpoint's `generation_config.json`.
     quantization: int8 or int4 quantise the large matrices at load and bf16 packs them as they are, for the native CPU
-    kernels; parts may differ, as in `int4,head=int8`. None computes in `dtype` through torch.
+    kernels; parts may differ, as in `int4,head=int8`.
     packed_folder: keeps the packed matrices of checkpoints in files, so that the next start maps them.
     engine_process: run the engine in a process of its own, as a server should. Programs that set it guard their main
     module by `if __name__ == "__main__"`.

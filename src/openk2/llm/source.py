@@ -70,9 +70,20 @@ def serving_dtype(checkpoint: Checkpoint, device: str) -> torch.dtype | None:
     """
     if device != "cpu" or torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return None
-    stored = {tensor.dtype for _, name, tensor in checkpoint.tensors() if name == "model.embed_tokens.weight"}
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return torch.float32 if stored == {"BF16"} and 4 * checkpoint.weight_bytes <= free else None
+    return torch.float32 if _stored_dtype(checkpoint) == "BF16" and 4 * checkpoint.weight_bytes <= free else None
+
+
+def serving_quantization(checkpoint: Checkpoint, device: str) -> Quantization | None:
+    """How a checkpoint is packed where nobody says: bfloat16 weights as they are, for the kernels of a CPU."""
+    is_packed = device == "cpu" and Quantization.has_kernels() and _stored_dtype(checkpoint) == "BF16"
+    return Quantization.parse("bf16") if is_packed else None
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str | None:
+    """Of the embedding, as the file calls it."""
+    stored = (tensor.dtype for _, name, tensor in checkpoint.tensors() if name == "model.embed_tokens.weight")
+    return next(stored, None)
 
 
 @dataclass(frozen=True)
@@ -123,14 +134,16 @@ class EngineBuilder:
                 quantization=self.quantization,
             )
         else:
-            dtype = self.dtype
-            if dtype is None and self.quantization is None:
-                dtype = serving_dtype(Checkpoint.open(self.source.folder), self.device)
+            dtype, quantization = self.dtype, self.quantization
+            if dtype is None and quantization is None:
+                checkpoint = Checkpoint.open(self.source.folder)
+                quantization = serving_quantization(checkpoint, self.device)
+                dtype = None if quantization else serving_dtype(checkpoint, self.device)
             model = load_model(
                 self.source.folder,
                 device=self.device,
                 dtype=dtype,
-                quantization=self.quantization,
+                quantization=quantization,
                 packed_folder=self.packed_folder,
             )
         tokenizer = Tokenizer.from_folder(self.tokenizer_folder)

@@ -57,6 +57,11 @@ class Quantization:
                 param="quantization",
             ) from None
 
+    @staticmethod
+    def has_kernels() -> bool:
+        """Whether this installation has the native kernels; without them packing only saves memory."""
+        return ops.cpu.available()
+
     @property
     def code(self) -> str:
         """One word for these formats: `int4`, or `int4-int4-int8` where they differ."""
