@@ -148,6 +148,15 @@ def test_wrong_input_gets_a_clear_message(arguments: list[str], text: str) -> No
     assert isinstance(done.exception, ConfigError) and text in str(done.exception)
 
 
+def test_many_requests_take_copies() -> None:
+    done = run("vllm", "--hardware", "16xH200", "--load", "requests=10m,in=4000,out=500,batch=64", "--json")
+    (note,) = [note for note in json.loads(done.stdout)["notes"] if "such deployments" in note]
+    copies = int(note.split(" take ")[1].split()[0])
+    speed = json.loads(done.stdout)["plans"]["engine"]["speed"]
+    assert (copies - 1) * speed["requests_per_s"] * 86400 * 0.6 < 10e6 <= copies * speed["requests_per_s"] * 86400 * 0.6
+    assert "such deployments" not in run("vllm", "--hardware", "16xH200").stdout
+
+
 def test_start_says_how_where_the_engine_is_not_installed() -> None:
     done = run("vllm", "--hardware", "8xB200", "--start")
     assert isinstance(done.exception, EnvironmentFault) and "pip install vllm==" in str(done.exception)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from math import ceil
 from types import ModuleType
 
 from openk2.errors import ConfigError
@@ -14,7 +15,7 @@ from openk2.planner.deploy.flags import ProgramFlags, program_flags
 from openk2.planner.formats import Scheme
 from openk2.planner.formats import scheme as find_scheme
 from openk2.planner.hardware import Device, Hardware
-from openk2.planner.load import Load
+from openk2.planner.load import SECONDS_PER_DAY, Load
 from openk2.planner.make_plan import layouts, make_plan
 from openk2.planner.parallel import Parallelism
 from openk2.planner.plan import Plan
@@ -226,6 +227,15 @@ def _notes(
 ) -> list[str]:
     notes = []
     published = settings.published
+    last = list(plans.values())[-1]
+    if last.speed is not None and last.load.requests_per_day:
+        a_day = last.speed.requests_per_s * SECONDS_PER_DAY * last.load.utilization
+        copies = ceil(last.load.requests_per_day / a_day)
+        if copies > 1:
+            notes.append(
+                f"{last.load.requests_per_day:,.0f} requests a day take {copies} such deployments: start all, and give "
+                "the gateway an --upstream for each"
+            )
     if published.tool_parsers and not flags.tool_parsers & set(published.tool_parsers):
         notes.append(f"{engine} {flags.version} has no parser for this model's tool calls: put the gateway in front")
     if published.reasoning_parsers and not flags.reasoning_parsers & set(published.reasoning_parsers):
