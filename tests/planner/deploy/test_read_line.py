@@ -105,6 +105,8 @@ def test_hardware_that_holds_it_does_and_the_cheapest_is_first() -> None:
     assert any(str(plan.hardware) == "16 x H200" for plan, _ in found)
     assert all(plan.refusal is None for plan, _ in found)
     assert [usd for _, usd in found] == sorted(usd for _, usd in found)
+    odd = Parallelism(tp_size=2, pp_size=6)  # of no whole nodes of eight
+    assert not holding_hardware(k2, load, quantization=None, cache_format="bf16", layout=odd)
     assert not any(
         plan.hardware.device.name == "H100" for plan, _ in found
     )  # 80 GB: the latent is copied on every rank

@@ -85,7 +85,8 @@ def holding_hardware(
         if usd is None or device.kind != "gpu":
             continue
         for count in COUNTS if layout is None else (layout.num_devices,):
-            if device.memory_bytes * device.usable_fraction * count < total:
+            per_node = device.devices_per_node
+            if device.memory_bytes * device.usable_fraction * count < total or (count > per_node and count % per_node):
                 continue
             plan = plan_for_engine(
                 shape,
