@@ -4,6 +4,10 @@
 
 #include <stdint.h>
 
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
 namespace openk2 {
 namespace {  // one copy per translation unit: each is compiled for its own instruction set
 
@@ -110,11 +114,18 @@ inline Lanes scaled(const Lanes& lanes, float scale) {
 
 // Halves added to halves: 16, 8, 4, 2, 1.
 inline float sum(const Lanes& lanes) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256 eight = lanes.part[0] + lanes.part[1];
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
     float buffer[kLanes];
     store(buffer, lanes);
     for (int width = kLanes / 2; width > 0; width /= 2)
         for (int i = 0; i < width; ++i) buffer[i] += buffer[i + width];
     return buffer[0];
+#endif
 }
 
 }  // namespace
