@@ -27,6 +27,7 @@ VERBS = {
     "verify": "Check whether a deployment is faithful: its tool calls above all.",
     "compare": "Compare the records of two verifications.",
     "inspect": "Show what is in a model.",
+    "experts": "Show which experts serve code, prose, numbers, tool calls.",
     "plan": "Plan a deployment: what fits, how fast, and what binds.",
     "claims": "The public guide's numbers, checked.",
     "deploy": "Write a plan as vLLM or SGLang: script, compose file, Kubernetes.",

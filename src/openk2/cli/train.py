@@ -80,7 +80,7 @@ def report(
 
     found, log = run_report(folder)
     if html is not None:
-        _write_text(html, report_page(found, log))
+        write_text(html, report_page(found, log))
     if as_json:
         typer.echo(json.dumps(found.to_json(), indent=2))
         return
@@ -99,6 +99,38 @@ def report(
 
 
 @app.command()
+def tokenizer(
+    files: Annotated[list[str], typer.Argument(help="Texts: plain, .jsonl or .parquet; patterns too.")],
+    vocab_size: Annotated[
+        int, typer.Option(min=513, help="Tokens in all: the model's vocab_size, 256 special ones included.")
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to write; a recipe's tokenizer.folder.")],
+    text_field: Annotated[str, typer.Option(help="Of JSON lines and parquet: what holds the text.")] = "text",
+    merges: Annotated[
+        str, typer.Option(help="any, or copy: only those that help a small model to copy values.")
+    ] = "any",
+) -> None:
+    """Learn a byte-pair vocabulary, in the tiktoken format that K2 publishes.
+
+    Exit codes: 0 written; 2 the files are wrong, or give fewer tokens than asked.
+    """
+    from openk2.errors import ConfigError
+    from openk2.training.bpe import MERGES, train_ranks
+    from openk2.training.files import collect_texts, expand_paths
+    from openk2.training.vocabulary import SPECIAL_SLOTS, write_tokenizer
+
+    if merges not in MERGES:
+        raise ConfigError(f"--merges must be {' or '.join(MERGES)}, not {merges!r}")
+    documents = collect_texts(_watched(expand_paths(files)), text_field)
+    texts = (documents.read(i).text for i in range(len(documents)))
+    ranks = train_ranks(texts, vocab_size - SPECIAL_SLOTS, allow=MERGES[merges])
+    if (found := len(ranks) + SPECIAL_SLOTS) < vocab_size:
+        raise ConfigError(f"these files give only {found} tokens; give more text, or --vocab-size {found}")
+    write_tokenizer(ranks, output)
+    typer.echo(f"{output}: {found:,} tokens from {len(documents):,} documents")
+
+
+@app.command()
 def merge(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="The checkpoint folder that the adapter is of.")],
     adapter: Annotated[Path, typer.Argument(metavar="ADAPTER", help="An adapter's folder, as PEFT writes it.")],
@@ -114,7 +146,8 @@ def merge(
     typer.echo(f"{output}: {merged} matrices merged")
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all. Raises EnvironmentFault when it cannot be written."""
     from openk2.errors import EnvironmentFault
 
     aside = path.with_name(f".{path.name}.writing")

@@ -7,7 +7,7 @@ out: a digit, a blank and a punctuation mark each stay tokens of their own when 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import regex
 
@@ -34,6 +34,15 @@ def copy_friendly(left: bytes, right: bytes) -> bool:
     if not both.isalpha() or not both.isascii():
         return False
     return both.islower() or both.isupper() or (both[:1].isupper() and both[1:].islower())
+
+
+def any_merge(left: bytes, right: bytes) -> bool:
+    """Allow every merge: the ordinary rule, for models that are not small."""
+    return True
+
+
+MERGES: Mapping[str, Callable[[bytes, bytes], bool]] = {"any": any_merge, "copy": copy_friendly}
+"""Rules by name: `copy` is `copy_friendly`."""
 
 
 def train_ranks(

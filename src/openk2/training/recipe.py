@@ -14,6 +14,7 @@ from openk2.checkpoint import load_config
 from openk2.config import ModelConfig
 from openk2.config.presets import preset
 from openk2.errors import ConfigError
+from openk2.training.bpe import MERGES
 from openk2.training.guides import KINDS
 from openk2.training.lora import LoraConfig
 from openk2.training.schedule import WarmupStableDecay
@@ -100,8 +101,16 @@ class TokenizerConfig:
     seed: int = 0
     samples: int = 20_000
     """Texts to learn the merges from; of a run on files, the first so many training documents of its shuffled order."""
+    merges: str = "copy"
+    """Merges allowed: `copy`, those that help a small model to copy values (`bpe.copy_friendly`), or `any`."""
     folder: str | None = None
     """A folder with `tiktoken.model` to take the vocabulary from instead (`openk2 train tokenizer` makes one)."""
+
+    def __post_init__(self) -> None:
+        if self.merges not in MERGES:
+            raise ConfigError(
+                f"tokenizer.merges must be {' or '.join(MERGES)}, not {self.merges!r}", param="tokenizer.merges"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 from openk2.chat.template import sort_keys
 from openk2.errors import ConfigError, TokenizerError
 from openk2.tokenizer import Tokenizer, save_ranks
-from openk2.training.bpe import train_ranks
+from openk2.training.bpe import MERGES, train_ranks
 from openk2.training.data import Conversation, texts_for_tokenizer
 from openk2.training.files import Collection, Document, Order, split
 from openk2.training.recipe import Recipe
@@ -42,7 +42,8 @@ def make_tokenizer(recipe: Recipe, folder: Path, documents: Collection[Any] | No
             if documents is None
             else islice(_texts_of(documents, recipe), samples)
         )
-        ranks = train_ranks(texts, recipe.model.vocab_size - SPECIAL_SLOTS)
+        wanted = recipe.model.vocab_size - SPECIAL_SLOTS
+        ranks = train_ranks(texts, wanted, allow=MERGES[recipe.tokenizer.merges])
         if (size := len(ranks) + SPECIAL_SLOTS) < recipe.model.vocab_size:
             raise ConfigError(
                 f"the data give a vocabulary of only {size} tokens, the model has {recipe.model.vocab_size}: "
@@ -60,8 +61,18 @@ def make_tokenizer(recipe: Recipe, folder: Path, documents: Collection[Any] | No
 
 
 def write_tokenizer(ranks: Mapping[bytes, int], folder: Path) -> None:
-    """Write `tiktoken.model` and its configuration with the published special tokens."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `tiktoken.model` and its configuration with the published special tokens.
+
+    Raises TokenizerError when they cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_tokenizer(ranks, folder)
+    except OSError as error:
+        raise TokenizerError(f"cannot write the vocabulary to {folder}: {error.strerror or error}") from None
+
+
+def _write_tokenizer(ranks: Mapping[bytes, int], folder: Path) -> None:
     config = {
         "tokenizer_class": "TikTokenTokenizer",
         "added_tokens_decoder": {
