@@ -36,7 +36,7 @@ CACHES = st.sampled_from(["bf16", "fp8"])
 RATES = ("bandwidth_bytes_per_s", "bf16_flops_per_s", "fp8_flops_per_s", "int8_ops_per_s", "f32_flops_per_s")
 LINKS = ("link_bytes_per_s", "network_bytes_per_s", "disk_bytes_per_s")
 LATENCIES = ("link_latency_s", "network_latency_s")
-OVERHEADS = ("overhead_s_per_layer", "overhead_s_per_expert", "overhead_s_per_step")
+OVERHEADS = ("overhead_s_per_layer", "overhead_s_per_step")
 
 
 @st.composite

@@ -19,7 +19,7 @@ from openk2.config import SamplingParams
 from openk2.engine import Engine, EngineConfig, EngineRequest
 from openk2.llm.source import Source, serving_dtype, serving_quantization
 from openk2.models import K2Model
-from openk2.planner import ModelShape, scheme
+from openk2.planner import ModelShape, TimeTerms, scheme
 
 ANSWER_TOKENS = 32
 _SCHEMES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
@@ -35,9 +35,17 @@ class CaseResult:
     fastest: float
     seconds: float
     """The median's: of the whole prompt (the time to the first token), or of one decode step."""
-    limit_tokens_per_s: float
+    limit: TimeTerms
     """By roofline, at the machine's measured bandwidth and float32 arithmetic."""
-    binds: str
+
+    @property
+    def tokens(self) -> int:
+        """What `seconds` are for."""
+        return self.case.context if self.case.kind == "prefill" else self.case.batch
+
+    @property
+    def limit_tokens_per_s(self) -> float:
+        return self.tokens / self.limit.total_s
 
     @property
     def share(self) -> float:
@@ -101,7 +109,6 @@ def run(
                 seconds.append(spent)
             on_round()
         tokens = case.context if case.kind == "prefill" else case.batch
-        terms = case.limit(shape, stored, cache_format, limits.as_device())
         median = statistics.median(seconds)
         results.append(
             CaseResult(
@@ -110,8 +117,7 @@ def run(
                 tokens / max(seconds),
                 tokens / min(seconds),
                 median,
-                tokens / terms.total_s,
-                terms.binds,
+                case.limit(shape, stored, cache_format, limits.as_device()),
             )
         )
     return Bench(

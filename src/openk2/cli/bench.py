@@ -70,7 +70,10 @@ def _facts(done: Bench) -> dict[str, Any]:
     from dataclasses import asdict
 
     facts = asdict(done)
-    facts["results"] = [asdict(one) | {"name": one.case.name, "share": one.share} for one in done.results]
+    facts["results"] = [
+        asdict(one) | {"name": one.case.name, "limit_tokens_per_s": one.limit_tokens_per_s, "share": one.share}
+        for one in done.results
+    ]
     return facts
 
 
@@ -98,7 +101,7 @@ def _print(done: Bench) -> None:
             f"{1000 * one.seconds:,.1f}",
             f"{one.limit_tokens_per_s:,.0f}",
             f"{one.share:.0%}",
-            one.binds,
+            one.limit.binds,
         )
     console.print(table)
     console.print(

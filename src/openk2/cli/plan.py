@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from openk2.planner import Plan
+    from openk2.planner import Hardware, ModelShape, Plan
     from openk2.planner.cost import Cost, HostedPrice, Prices
 
 
@@ -18,6 +18,7 @@ def command(
         str, typer.Argument(help="A preset, qwen3-coder-480b, glm-4.5, a folder, or a safetensors index.")
     ] = "k2-0905",
     hardware: Annotated[str, typer.Option(help="A count and a device: 16xH200, CPU-12ch-DDR5-6000-768GB.")] = "16xH200",
+    here: Annotated[bool, typer.Option("--here", help="This machine, measured now, in place of --hardware.")] = False,
     hardware_file: Annotated[Path | None, typer.Option(help="TOML with devices of your own.")] = None,
     context: Annotated[str, typer.Option(help="Longest request in tokens, such as 128k.")] = "32k",
     quantization: Annotated[str | None, typer.Option(help="bf16, fp8, int8, int4, awq, gptq, q4_k_m ...")] = None,
@@ -45,9 +46,8 @@ def command(
     from openk2.planner import Load, read_hardware, read_load, read_tokens
     from openk2.planner.cost import PRICE_FILE, prices
     from openk2.planner.make_plan import make_plan
-    from openk2.planner.read_model import read_model
 
-    machine = read_hardware(hardware, file=hardware_file)
+    machine = _measured() if here else read_hardware(hardware, file=hardware_file)
     tokens = read_tokens(context)
     if load:
         wanted = read_load(load, context_tokens=tokens)
@@ -59,7 +59,7 @@ def command(
         from openk2.planner.cost import cheapest_plan
 
         first = cheapest_plan(
-            read_model(model),
+            _shape(model),
             wanted,
             target_tokens_per_s=target_tps,
             quantization=quantization,
@@ -67,12 +67,12 @@ def command(
             book=book,
         )
     else:
-        first = make_plan(read_model(model), machine, wanted, quantization=quantization, cache_format=cache)
+        first = make_plan(_shape(model), machine, wanted, quantization=quantization, cache_format=cache)
     cost = _cost(first, *_own_prices(first, own, book))
     drawn = _draw(first, *_own_prices(first, own, book), plots) if plots else []
     plans = [first]
     for name in against or ():
-        shape = read_model(name)
+        shape = _shape(name)
         window = min(tokens, shape.max_context_tokens)
         kind = "fp8" if quantization is None and shape.native_scheme == "bf16" else quantization
         plans.append(
@@ -92,6 +92,21 @@ def command(
             typer.echo(f"wrote {file}")
     if first.refusal is not None:
         raise typer.Exit(1)
+
+
+def _shape(model: str) -> ModelShape:
+    from openk2 import assets
+    from openk2.planner.read_model import read_model
+
+    return read_model(str(assets.path(model)) if model in assets.names() else model)
+
+
+def _measured() -> Hardware:
+    """This machine's processors, with what openk2's own engine reaches of their limits."""
+    from openk2.bench.limits import measure_limits
+    from openk2.planner.hardware import OPENK2_CPU_EFFICIENCY, Hardware
+
+    return Hardware(device=measure_limits().as_device(), efficiency=OPENK2_CPU_EFFICIENCY)
 
 
 PRICE_KEYS = ("hour", "in", "out", "cached")

@@ -68,8 +68,6 @@ class Efficiency:
     link_fraction: float = 0.7
     overhead_s_per_layer: float = 15e-6
     """Of a step: launches and everything that grows with neither weights nor tokens."""
-    overhead_s_per_expert: float = 0.0
-    """Per routed expert that a step calls by itself; kernels over all experts at once have none."""
     overhead_s_per_step: float = 1e-3
     """Scheduling, sampling, and the way to the caller."""
     source: str = "assumed: neither measured here nor fitted to published runs"
@@ -86,6 +84,14 @@ CPU_EFFICIENCY = Efficiency(
     flops_fraction=0.3,
     overhead_s_per_layer=30e-6,
     source="assumed; llama.cpp reached 40 to 63% of one thread's bandwidth on a small model of this architecture",
+)
+
+OPENK2_CPU_EFFICIENCY = Efficiency(
+    bandwidth_fraction=0.5,
+    flops_fraction=0.5,
+    overhead_s_per_layer=50e-6,
+    overhead_s_per_step=0.5e-3,
+    source="openk2's engine on processors",
 )
 
 

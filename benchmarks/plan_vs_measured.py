@@ -1,0 +1,90 @@
+"""The planner's predictions for this machine beside what its engine does: bias and error of each figure.
+
+    python benchmarks/plan_vs_measured.py [--models k2-nano random:mini random:moonlight] [--threads N] [--json FILE]
+
+Every model is measured as `openk2 bench` does, and predicted by the same roofline with the losses that
+`planner.hardware` states for openk2's engine. `random:moonlight` takes 9 GB in int4 and some minutes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openk2.bench import Case, make_cases, measure_limits, run
+from openk2.bench.limits import MachineLimits
+from openk2.llm.source import Source
+from openk2.planner import TimeTerms
+from openk2.planner.hardware import OPENK2_CPU_EFFICIENCY, Efficiency
+
+FORMATS = {"k2-nano": ("bf16", "int4"), "random:mini": ("bf16", "int4"), "random:moonlight": ("int4",)}
+
+
+def with_losses(limit: TimeTerms, gain: Efficiency, layers: int) -> float:
+    """Seconds as the planner counts them, from those without losses."""
+    work = max((limit.weights_s + limit.cache_s) / gain.bandwidth_fraction, limit.arithmetic_s / gain.flops_fraction)
+    return work + gain.overhead_s_per_step + layers * gain.overhead_s_per_layer
+
+
+def compare(name: str, formats: str, limits: MachineLimits, cases: list[Case], rounds: int) -> list[dict[str, Any]]:
+    source = Source.find(name)
+    layers = source.config.num_hidden_layers
+    done = run(source, cases, limits, quantization=formats, rounds=rounds)
+    found = []
+    for one in done.results:
+        predicted = one.tokens / with_losses(one.limit, OPENK2_CPU_EFFICIENCY, layers)
+        found.append(
+            {
+                "model": name,
+                "formats": formats,
+                "case": one.case.name,
+                "measured": round(one.tokens_per_s, 2),
+                "predicted": round(predicted, 2),
+                "error": round(predicted / one.tokens_per_s - 1, 3),
+            }
+        )
+        print("{model} {formats} {case}: measured {measured}, predicted {predicted}, {error:+.0%}".format(**found[-1]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(FORMATS), choices=list(FORMATS))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    limits = measure_limits()
+    found: list[dict[str, Any]] = []
+    for name in arguments.models:
+        cases = make_cases([128, 512], [16, 1024], [8], window=Source.find(name).config.max_position_embeddings)
+        for formats in FORMATS[name]:
+            found += compare(name, formats, limits, cases, arguments.rounds)
+    errors = [one["error"] for one in found]
+    result = {
+        "command": " ".join(["python", "benchmarks/plan_vs_measured.py", *sys.argv[1:]]),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "machine": {"cpu": limits.processor, "threads": limits.threads},
+        "read GB/s": round(limits.read_bytes_per_s / 1e9, 1),
+        "GFLOP/s": round(limits.f32_flops_per_s / 1e9, 1),
+        "bias": round(statistics.mean(errors), 3),
+        "within 25%": sum(abs(error) <= 0.25 for error in errors) / len(errors),
+        "cases": found,
+    }
+    print(json.dumps({key: value for key, value in result.items() if key != "cases"}, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
