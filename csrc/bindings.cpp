@@ -162,6 +162,7 @@ class DecodePlan {
 }  // namespace
 
 NB_MODULE(_native, m) {
+    nb::set_leak_warnings(false);  // what lives until the interpreter ends is not lost
     m.def("supported_isas", &supported_isas, "Names of the instruction sets that this machine has, slowest first.");
     m.def("set_num_threads", &openk2::set_num_threads, nb::arg("threads"), "Threads of a kernel, the caller among them.");
     m.def("num_threads", &openk2::num_threads);

@@ -143,6 +143,25 @@ def test_nesting_without_end_is_left_in_time(tokenizer: Tokenizer) -> None:
     jsonschema_rs.validate(schema, json.loads(call.arguments))
 
 
+@pytest.mark.parametrize("digits", ["1" * 90, "0." + "7" * 90])
+def test_a_number_that_is_whole_at_any_digit_ends_in_time(tokenizer: Tokenizer, digits: str) -> None:
+    """The way out of the value itself is empty: what follows it must still be written."""
+    constraint = ToolConstraint.build(tokenizer, [tool("f", {"type": "number", "minimum": 0})], REQUIRED, 0)
+    assert constraint is not None
+    said = f"{Marker.SECTION_BEGIN.value}{Marker.CALL_BEGIN.value}functions.f:0{Marker.ARGUMENT_BEGIN.value}"
+    ids, limit = list[int](), 40
+    for token_id in tokenizer.encode_with_specials(said + digits):
+        closing = constraint.closing_tokens(token_id, limit - len(ids))
+        for taken in closing or [token_id]:
+            constraint.accept(taken)
+            ids.append(taken)
+        if closing:
+            break
+    assert len(ids) <= limit
+    (call,) = parse_ids(tokenizer, ids, "length").message.tool_calls
+    assert digits.startswith(call.arguments) and len(call.arguments) > 10
+
+
 def test_no_room_is_a_cut_call(tokenizer: Tokenizer) -> None:
     """What cannot be closed goes on to the limit: the length is the reason, and no call is delivered."""
     constraint = ToolConstraint.build(tokenizer, [tool("f", SCHEMAS["nested"])], REQUIRED, 0)

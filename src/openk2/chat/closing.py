@@ -145,27 +145,28 @@ class Closing:
         self._last: tuple[int, int] | None = None  # room, and length of the way out, at the last look
         self._growth = LEAST_GROWTH
 
-    def tokens(self, matcher: LLMatcher, token_id: int, room: int, *, tail: int = 0) -> list[int]:
-        """The tokens that close the value, in place of `token_id`; empty: `token_id` may be taken.
+    def tokens(self, matcher: LLMatcher, token_id: int, room: int, *, tail: int = 0) -> list[int] | None:
+        """The tokens that close the value, in place of `token_id`: none for one that is whole, such as a number that
+        might go on. None: `token_id` may be taken.
 
         matcher: the value's state before that token. room: the tokens left, that one included, of which `tail` have to
-        remain after the value. Empty as well where no way out was found that fits.
+        remain after the value. None as well where no way out was found that fits.
         """
         if self._next_look is None:
             self._next_look = max(WATCHED_ROOM, room * 3 // 4)
         if room > self._next_look:
-            return []
+            return None
         after = matcher.deep_copy()
         if not after.consume_token(token_id):
-            return []
+            return None
         path = self._closer.path(after, room - 1 - tail, self._required)
         if path is not None:
             self._plan_next_look(room - 1, len(path) + tail)
-            return []
+            return None
         path = self._closer.path(matcher, room - tail, self._required)
         if path is None:
             self._next_look = room - 1 - CLOSE_LOOK // 4
-        return path or []
+        return path
 
     def _plan_next_look(self, room: int, way_out: int) -> None:
         """As far off as the way out, growing as it has at worst, leaves room for itself."""

@@ -139,7 +139,7 @@ class ToolConstraint:
         markers = self._grammars.markers
         if self._closing is not None and self._matcher is not None and token_id != markers[Marker.CALL_END]:
             path = self._closing.tokens(self._matcher, token_id, room, tail=1)
-            if not path:
+            if path is None:
                 return []
             end = [markers[Marker.CALL_END], markers[Marker.SECTION_END]]
             return [*path, *end][:room]

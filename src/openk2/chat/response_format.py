@@ -107,7 +107,7 @@ class ReplyConstraint:
             return self._calls.closing_tokens(token_id, room)
         if self._undecided is not None or token_id in self._end_ids:
             return []
-        return self._closing.tokens(self._matcher, token_id, room)
+        return self._closing.tokens(self._matcher, token_id, room) or []  # an object is never whole and yet open
 
     def forced_tokens(self) -> list[int]:
         """Tokens that are the only continuation now: braces, keys, what is left of a word. May be empty."""
