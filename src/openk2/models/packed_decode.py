@@ -15,7 +15,7 @@ from openk2.models.k2 import DecoderLayer, K2Model
 from openk2.models.moe import MoE
 from openk2.models.packed import PackedExperts, PackedLinear, PackedMLP
 from openk2.ops import cpu
-from openk2.ops.cpu.decode import DecodeLayers, DecodeShape, DecodeWeights
+from openk2.ops.cpu.decode import MOST_GROUPS, DecodeLayers, DecodeShape, DecodeWeights
 from openk2.ops.packed import PackedStack
 
 T = TypeVar("T")
@@ -26,8 +26,13 @@ def finish_packing(model: K2Model) -> None:
     for layer in model.decoder_layers:
         kv_b = layer.self_attn.kv_b_proj.weight.data
         kv_b.copy_(kv_b.to(torch.bfloat16))  # both classes of token multiply by the same numbers
-    on_cpu = model.model.embed_tokens.weight.is_cpu
-    if on_cpu and cpu.available() and model.model.embed_tokens.weight.dtype == torch.float32:
+    embedding = model.model.embed_tokens.weight
+    if (
+        embedding.is_cpu
+        and embedding.dtype == torch.float32
+        and model.config.n_group <= MOST_GROUPS
+        and cpu.available()
+    ):
         model.model.decode = PackedDecode(model)
 
 
