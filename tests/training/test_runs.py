@@ -16,8 +16,10 @@ from openk2.chat.template import ChatTemplate
 from openk2.config import ModelConfig
 from openk2.errors import CheckpointError, ConfigError, DataError, TrainingError
 from openk2.evals.lines import LineFile
+from openk2.models import ForwardBatch, K2Model
 from openk2.training.assemble import open_run
 from openk2.training.files import collect_conversations, collect_texts
+from openk2.training.init import random_init_
 from openk2.training.recipe import DataConfig, GuidesConfig, OptimizerConfig, Recipe, StageConfig, load_recipe
 from openk2.training.schedule import WarmupStableDecay
 from openk2.training.source import MessageSource, TextSource
@@ -161,6 +163,25 @@ def test_recomputation_changes_no_bit(small: Recipe, template: ChatTemplate, tmp
     assert torch.equal(plain.expert_load, again.expert_load)
     other = weights(again)
     assert all(torch.equal(value, other[name]) for name, value in weights(plain).items())
+
+
+def test_recomputation_keeps_less_for_the_backward_pass(small: Recipe) -> None:
+    model = K2Model(replace(small.model, num_hidden_layers=6)).float()
+    random_init_(model, 0)
+    kept = {}
+    for recompute in (False, True):
+        storages: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            hidden = model(torch.arange(300), replace(ForwardBatch.packed([300]), recompute=recompute))
+            kept[recompute] = sum(size for at, size in storages.items() if at not in weights)
+            hidden.sum().backward()
+    assert kept[True] < kept[False] / 8
 
 
 def test_accumulated_gradients_are_those_of_one_large_batch(

@@ -1,0 +1,122 @@
+"""The verb: a recipe as its first word, one clear line for what is wrong, and a run that survives being killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from openk2.cli import main as cli
+from openk2.errors import ConfigError, DataError, TrainingError
+
+RECIPE = """
+name = "tiny"
+init = "random"
+save_every_tokens = 600
+validate_every_tokens = 100_000
+accumulate = 2
+[model]
+preset = "nano"
+vocab_size = 512
+hidden_size = 32
+num_hidden_layers = 2
+num_attention_heads = 4
+q_lora_rank = 16
+kv_lora_rank = 16
+[tokenizer]
+samples = 100
+[data]
+kind = "text"
+files = ["FILE"]
+held_out = 0.1
+[schedule]
+warmup_tokens = 200
+stable_tokens = 5_000
+decay_tokens = 800
+[[stages]]
+batch_tokens = 100
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    texts = tmp_path / "texts.jsonl"
+    words = "the cat sat on the mat and the dog lay on the log ".split()
+    with texts.open("w") as file:
+        for i in range(200):
+            said = " ".join(words[(i * j) % len(words)] for j in range(1, 30))
+            file.write(json.dumps({"text": f"{i}: {said}"}) + "\n")
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE.replace("FILE", str(texts)).replace("vocab_size = 512", "vocab_size = 520"))
+    return path
+
+
+@pytest.mark.parametrize("words", [["RECIPE"], ["--json", "RECIPE"], ["run", "RECIPE"]])
+def test_a_recipe_is_the_first_word(recipe: Path, words: list[str], tmp_path: Path) -> None:
+    arguments = [str(recipe) if word == "RECIPE" else word for word in words]
+    short = ["--set", "schedule.stable_tokens=200", "--set", "schedule.decay_tokens=0"]
+    result = CliRunner().invoke(cli.app, ["train", *arguments, "--output", str(tmp_path / "run"), *short])
+    assert result.exit_code == 0, result.exception
+    assert (tmp_path / "run" / "state.pt").exists()
+    if "--json" in words:
+        assert [json.loads(line)["step"] for line in result.output.splitlines() if "step" in json.loads(line)] == [
+            1,
+            2,
+            3,
+        ]
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ("dta.kind=text", ConfigError, "unknown recipe key 'dta'"),
+        ('data.files=["none.txt"]', DataError, "no file none.txt"),
+        ("optimizer.lr=1e30", TrainingError, "the loss is nan"),
+    ],
+)
+def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, change: str, kind: type[Exception], message: str) -> None:
+    result = CliRunner().invoke(cli.app, ["train", str(recipe), "--output", str(tmp_path / "run"), "--set", change])
+    assert isinstance(result.exception, kind)
+    line, code = cli.describe(result.exception)
+    assert message in line and code == (1 if kind is TrainingError else 2)
+
+
+def test_a_broken_line_is_named_before_anything_is_written(recipe: Path, tmp_path: Path) -> None:
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text(texts.read_text() + '{"text": "cut o')
+    result = CliRunner().invoke(cli.app, ["train", str(recipe), "--output", str(tmp_path / "run")])
+    assert isinstance(result.exception, DataError) and "line 201: not JSON" in str(result.exception)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_bits(recipe: Path, tmp_path: Path) -> None:
+    """Killed in its 5th, 12th and 19th step, each time somewhere after the last state."""
+
+    def command(folder: str) -> list[str]:
+        verb = [sys.executable, "-m", "openk2", "train", str(recipe), "--json", "--threads", "1"]
+        return [*verb, "--output", str(tmp_path / folder)]
+
+    subprocess.run(command("whole"), check=True, stdout=subprocess.DEVNULL)
+    kills = 0
+    while True:
+        with subprocess.Popen(command("killed"), stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if kills < 3 and f'"step": {5 + 7 * kills},' in line:
+                    process.kill()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills == 3
+    whole, killed = (torch.load(tmp_path / f / "state.pt", weights_only=True) for f in ("whole", "killed"))
+    assert (whole["step"], whole["data"]) == (killed["step"], killed["data"])
+    for name, value in whole["model"].items():
+        assert torch.equal(value, killed["model"][name]), name
