@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 CLIENTS := .venv-clients
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
-.PHONY: help setup serve test test-slow test-clients test-peers bench force
+.PHONY: help setup serve test test-slow test-clients test-peers test-sanitized bench force
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,14 @@ $(CLIENTS)/.ready: pyproject.toml dev/clients.txt dev/clients-npm.txt
 	if command -v npm > /dev/null; then xargs npm install --prefix $(CLIENTS)/node --no-fund --no-audit < dev/clients-npm.txt; \
 	else echo "no npm here: Claude Code, Codex and the Vercel AI SDK are left out"; fi
 	touch $@
+
+test-sanitized: setup ## the kernels' tests under the address and undefined-behaviour sanitizers of g++
+	cmake -S . -B build/sanitized -DCMAKE_BUILD_TYPE=RelWithDebInfo -DSKBUILD_PROJECT_NAME=openk2 \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/bin/python \
+	  -DCMAKE_CXX_FLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined' > /dev/null
+	cmake --build build/sanitized > /dev/null
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -p tests.support.sanitized tests/ops tests/models -m 'not slow'
 
 test-peers: setup ## comparisons with other engines
 	$(PYTEST) tests/peers -m peers

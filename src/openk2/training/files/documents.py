@@ -164,8 +164,8 @@ class ParquetFile:
         """Raises DataError for a file that is none, has no such column of text, or holds no text; EnvironmentFault
         without pyarrow."""
         try:
-            import pyarrow as arrow  # type: ignore[import-not-found]
-            import pyarrow.parquet as parquet  # type: ignore[import-not-found]
+            import pyarrow as arrow
+            import pyarrow.parquet as parquet
         except ImportError:
             raise EnvironmentFault(
                 f"{path}: parquet files need pyarrow, which is not installed; add it with: "

@@ -1,0 +1,17 @@
+"""A pytest plugin (`-p tests.support.sanitized`): the library of `make test-sanitized` takes the installed one's place,
+before anything imports it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+NAME = "openk2._native"
+(LIBRARY,) = Path("build/sanitized").glob("_native*.so")
+
+spec = importlib.util.spec_from_file_location(NAME, LIBRARY)
+assert spec is not None and spec.loader is not None
+library = importlib.util.module_from_spec(spec)
+sys.modules[NAME] = library
+spec.loader.exec_module(library)
