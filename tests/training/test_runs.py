@@ -23,6 +23,7 @@ from openk2.training.init import random_init_
 from openk2.training.recipe import DataConfig, GuidesConfig, OptimizerConfig, Recipe, StageConfig, load_recipe
 from openk2.training.schedule import WarmupStableDecay
 from openk2.training.source import MessageSource, TextSource
+from openk2.training.state import write_state
 from openk2.training.trainer import Trainer
 
 STAGE = StageConfig(batch_tokens=150)
@@ -235,9 +236,19 @@ def test_as_many_states_are_kept_as_asked(small: Recipe, template: ChatTemplate,
         trainer.save()
     assert sorted(p.name for p in tmp_path.glob("*.pt*")) == ["state-00000002.pt", "state-00000003.pt", "state.pt"]
     assert torch.load(tmp_path / "state-00000002.pt", weights_only=True)["step"] == 2
-    (tmp_path / "state.pt").write_bytes(b"broken")
-    with pytest.raises(CheckpointError, match=r"copy state-00000003\.pt over it"):
+    (tmp_path / "state.pt").write_bytes(b"broken")  # and state-00000003.pt with it, which is the same file
+    with pytest.raises(CheckpointError, match=r"rename state-00000002\.pt to it"):
         trainer_of(small, template, tmp_path).resume()
+
+
+def test_a_run_that_went_back_keeps_its_new_states(tmp_path: Path) -> None:
+    for step in (1, 2, 9):
+        write_state({"step": step}, tmp_path, keep=3)
+    (tmp_path / "state-00000001.pt").rename(tmp_path / "state.pt")
+    for step in (2, 3):
+        write_state({"step": step}, tmp_path, keep=2)
+        assert torch.load(tmp_path / f"state-{step:08}.pt", weights_only=True)["step"] == step
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["state-00000002.pt", "state-00000003.pt", "state.pt"]
 
 
 def test_a_full_disk_leaves_the_old_state(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def write_state(state: dict[str, Any], folder: Path, *, keep: int = 1) -> None:
     """Write beside the old state and rename: a cut at any moment leaves a good `state.pt`.
 
     `keep` above 1 keeps so many of the latest states, the newest included, as `state-STEP.pt`; the newest shares its
-    bytes with `state.pt` where the file system can.
+    bytes with `state.pt` where the file system can. States of later steps, from before the run went back, go first.
 
     Raises TrainingError when it cannot be written, such as on a full disk; the old states are untouched then.
     """
@@ -41,9 +41,15 @@ def write_state(state: dict[str, Any], folder: Path, *, keep: int = 1) -> None:
         reason = error.strerror or error
         before = f"the last state, {path}, is intact" if path.exists() else "there is no earlier state"
         raise TrainingError(f"cannot write the state of step {state['step']} to {folder}: {reason}; {before}") from None
-    for old in sorted(folder.glob("state-*.pt"))[: -keep if keep > 1 else None]:
-        if _NUMBERED.fullmatch(old.name):
-            old.unlink(missing_ok=True)
+    by_age = sorted(_numbered(folder), key=lambda numbered: (numbered[0] <= state["step"], numbered[0]))
+    for _, old in by_age[: -keep if keep > 1 else None]:
+        old.unlink(missing_ok=True)
+
+
+def _numbered(folder: Path) -> list[tuple[int, Path]]:
+    """(step, file) of the kept states."""
+    found = ((_NUMBERED.fullmatch(path.name), path) for path in folder.glob("state-*.pt"))
+    return [(int(match[1]), path) for match, path in found if match is not None]
 
 
 class _Guarded:
@@ -81,6 +87,6 @@ def read_state(folder: Path, device: str) -> dict[str, Any] | None:
     try:
         return torch.load(path, map_location=device, weights_only=True)  # type: ignore[no-any-return]
     except Exception as error:
-        others = sorted(p.name for p in folder.glob("state-*.pt"))
-        way_out = f"copy {others[-1]} over it to go on from there" if others else "remove it to start anew"
+        others = sorted(one for one in _numbered(folder) if not one[1].samefile(path))  # the newest is the same bytes
+        way_out = f"rename {others[-1][1].name} to it to go on from there" if others else "remove it to start anew"
         raise CheckpointError(f"{path} cannot be read ({error}); {way_out}") from None
