@@ -96,6 +96,7 @@ def test_parquet_without_pyarrow_says_how_to_get_it(tmp_path: Path, monkeypatch:
         ('{"body": "x"}', "line 2: no text under 'text'; it has body"),
         ('{"text": 3}', "line 2: no text under 'text'"),
         ("[1]", "line 2: no text under 'text'"),
+        (r'{"text": "a \ud83d b"}', r"line 2: \\ud83d is half a character"),
     ],
 )
 def test_a_broken_line_of_text_is_named(tmp_path: Path, line: str, message: str) -> None:
@@ -127,7 +128,9 @@ def test_patterns_name_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(tmp_path)
     assert [p.name for p in expand_paths(["c.md", "*.txt", "a.txt"])] == ["c.md", "a.txt", "b.txt"]
     assert [p.name for p in expand_paths([f"{tmp_path}/*.md"])] == ["c.md"]
-    for wrong in ("*.csv", "none.txt", "."):
+    (tmp_path / "d[1].md").write_text("x")
+    assert [p.name for p in expand_paths(["d[1].md"])] == ["d[1].md"]
+    for wrong in ("*.csv", "none.txt", ".", "**.txt", ""):
         with pytest.raises(DataError):
             expand_paths([wrong])
 

@@ -17,14 +17,18 @@ LINES_SUFFIXES = (".jsonl", ".ndjson")
 def expand_paths(patterns: Sequence[str]) -> list[Path]:
     """The files that the patterns (`*`, `**` allowed) name, in the patterns' order, those of one pattern sorted.
 
-    Raises DataError for a pattern that names none, and for a folder.
+    A file whose own name has such marks is taken as it stands. Raises DataError for a pattern that names none or is
+    malformed, and for a folder.
     """
     paths: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
-        if any(mark in pattern for mark in "*?["):
+        if any(mark in pattern for mark in "*?[") and not path.exists():
             anchor = Path(path.anchor)
-            found = sorted(p for p in anchor.glob(str(path.relative_to(path.anchor))) if p.is_file())
+            try:
+                found = sorted(p for p in anchor.glob(str(path.relative_to(path.anchor))) if p.is_file())
+            except ValueError as error:
+                raise DataError(f"{pattern} is no pattern of files: {error}", param="data.files") from None
         else:
             found = [path]
         if not found or not found[0].exists():

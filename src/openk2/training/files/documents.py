@@ -100,6 +100,13 @@ class JsonLines(Generic[T]):
     def _parse(self, line: bytes, number: int) -> T | None:
         try:
             value = json.loads(line.decode("utf-8"))
+            if b"\\u" in line:  # an escape may spell half a character, which no text in UTF-8 holds
+                json.dumps(value, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise DataError(
+                f"{self.path}, line {number}: {half} is half a character, without its other half", param=str(self.path)
+            ) from None
         except (ValueError, RecursionError) as error:
             raise DataError(f"{self.path}, line {number}: not JSON ({error})", param=str(self.path)) from None
         try:
