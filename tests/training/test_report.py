@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from openk2.cli.train import app
-from openk2.errors import DataError
+from openk2.errors import DataError, EnvironmentFault
 from openk2.training.charts import heat_map, line_chart
 from openk2.training.report import report_page, run_report, smooth
 from openk2.training.run_log import read_log
@@ -83,15 +83,24 @@ def test_the_command_prints_and_writes(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["report", str(tmp_path), "--html", str(page)])
     assert result.exit_code == 0 and "max attention logit" in result.output and "single: 3/4" in result.output
     assert page.read_text().startswith("<!doctype html>")
+    result = CliRunner().invoke(app, ["report", str(tmp_path), "--html", str(tmp_path)])
+    assert isinstance(result.exception, EnvironmentFault) and "it is a folder" in str(result.exception)
     figures = json.loads(CliRunner().invoke(app, ["report", str(tmp_path), "--json"]).output)
     assert figures["tokens"] == 100 and figures["series"][0]["name"] == "held-out loss"
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("", "no step yet"), ("{}\n", "line 1: not a record"), ("x\n", "line 1")]
+    ("text", "message"),
+    [
+        (b"", "no step yet"),
+        (b"{}\n", "line 1: not a record"),
+        (b"x\n", "line 1"),
+        (b"\xff\n", "line 1: not a record"),
+        (b'{"tokens": "5", "step": 1}\n', "line 1: not a record"),
+    ],
 )
-def test_logs_that_are_none(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "log.jsonl").write_text(text)
+def test_logs_that_are_none(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "log.jsonl").write_bytes(text)
     with pytest.raises(DataError, match=message):
         read_log(tmp_path)
     with pytest.raises(DataError, match="is .* a run's folder"):

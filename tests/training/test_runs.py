@@ -336,6 +336,17 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, message: str)
         load_recipe(file)
 
 
+def test_files_that_are_no_recipe_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read the recipe .*: Is a directory"):
+        load_recipe(tmp_path)
+    (tmp_path / "r.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match=r"r\.toml is not valid TOML"):
+        load_recipe(tmp_path / "r.toml")
+    (tmp_path / "r.toml").write_text("stages = 3\n")
+    with pytest.raises(ConfigError, match="stages is a list"):
+        load_recipe(tmp_path / "r.toml")
+
+
 def test_values_set_on_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "r.toml"
     file.write_text(

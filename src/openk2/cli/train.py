@@ -34,7 +34,7 @@ def run(
     recipe: Annotated[Path, typer.Argument(help="Recipe file, such as recipes/k2-nano/stage1.toml.")],
     output: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe value.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default all.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
     max_minutes: Annotated[float | None, typer.Option(help="Stop (resumably) after so long.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     export: Annotated[Path | None, typer.Option(help="Only write the run's model (or adapter) to a folder.")] = None,
@@ -150,6 +150,8 @@ def write_text(path: Path, text: str) -> None:
     """Whole or not at all. Raises EnvironmentFault when it cannot be written."""
     from openk2.errors import EnvironmentFault
 
+    if path.is_dir():
+        raise EnvironmentFault(f"cannot write {path}: it is a folder")
     aside = path.with_name(f".{path.name}.writing")
     try:
         aside.write_text(text, encoding="utf-8")

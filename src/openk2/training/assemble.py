@@ -55,6 +55,6 @@ def open_run(
     )
     most = recipe.validation_conversations
     held_files: Held = files.held_examples(most) if isinstance(files, TextSource) else files.held_conversations(most)
-    if data.held_out > 0 and not held_files:
+    if data.held_out > 0 and most > 0 and not held_files:
         raise DataError("no held-out document fits the model's window; raise data.held_out", param="data.held_out")
     return Trainer(recipe, files, folder, device=device), held_files

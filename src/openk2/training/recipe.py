@@ -143,6 +143,7 @@ class Recipe:
     """States kept: the latest as `state.pt`, and the ones before it by their step."""
     validate_every_tokens: int = 500_000
     validation_conversations: int = 160
+    """At most so many held-out conversations or texts; 0 is no validation."""
 
     def __post_init__(self) -> None:
         if self.init not in ("structured", "random") and not Path(self.init).is_dir():
@@ -175,18 +176,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises ConfigError naming the file and the key for anything unknown or ill-typed.
     """
     try:
-        raw = tomllib.loads(path.read_text())
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"no recipe at {path}") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read the recipe {path}: {error.strerror or error}") from None
+    except ValueError as error:  # no TOML, or not UTF-8
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
     for override in overrides:
         _apply(raw, override)
+    stages = raw.pop("stages", [])
+    if not isinstance(stages, list):
+        raise ConfigError(f"recipe: stages is a list of [[stages]] sections, not {stages!r}", param="stages")
     values: dict[str, Any] = {
         "model": _model(raw.pop("model", None), raw.get("init")),
         "lora": _build(LoraConfig, raw.pop("lora"), "lora") if "lora" in raw else None,
         "schedule": _build(WarmupStableDecay, raw.pop("schedule", {}), "schedule"),
-        "stages": tuple(_build(StageConfig, stage, f"stages[{i}]") for i, stage in enumerate(raw.pop("stages", []))),
+        "stages": tuple(_build(StageConfig, stage, f"stages[{i}]") for i, stage in enumerate(stages)),
         "data": _build(DataConfig, raw.pop("data", {}), "data"),
         "optimizer": _build(OptimizerConfig, raw.pop("optimizer", {}), "optimizer"),
         "guides": _build(GuidesConfig, raw.pop("guides", {}), "guides"),

@@ -30,7 +30,7 @@ def read_log(folder: Path) -> RunLog:
     """
     path = folder / LOG_FILE
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}; is {folder} a run's folder?") from None
     log = RunLog()
@@ -40,6 +40,8 @@ def read_log(folder: Path) -> RunLog:
         try:
             entry = json.loads(line)
             tokens = entry["tokens"]
+            if not all(isinstance(entry[key], int) for key in ("tokens", "step") if key in entry):
+                raise TypeError("counts are whole numbers")
         except (ValueError, KeyError, TypeError):
             raise DataError(f"{path}, line {number}: not a record of a run", param=str(path)) from None
         if "step" not in entry:
