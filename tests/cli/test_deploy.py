@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,38 @@ def test_a_folder_is_mounted(tmp_path: Path) -> None:
     pods = (tmp_path / "out" / "kubernetes.yaml").read_text()
     assert '"/weights/my-model"' in pods and str(model) not in pods
     assert "hf download" not in (tmp_path / "out" / "next-steps.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "project"),
+    [("GLM My.Model", "glm-my-model-vllm"), ("7b", "model-7b-vllm"), ("two\nlines", "two-lines-vllm")],
+)
+def test_any_name_of_a_folder_will_do(name: str, project: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, out = tmp_path / name, tmp_path / "out"
+    model.mkdir()
+    (model / "config.json").write_text((assets.path("k2-nano") / "config.json").read_text())
+    monkeypatch.chdir(model)
+    done = run("vllm", ".", "--hardware", "1xH100", "--context", "2k", "--output", str(out), "--json")
+    assert done.exit_code == 0, done.exception
+    assert json.loads(done.stdout)["model"] == name
+    compose = (out / "compose.yaml").read_text()
+    assert yaml.safe_load(compose)["name"] == project
+    assert (out / "run.sh").read_text().splitlines()[3] == "set -euo pipefail", "two lines of comment"
+    assert f"--model {shlex.quote(name)}\n" in (out / "next-steps.txt").read_text()
+
+
+def test_a_failed_write_leaves_nothing_half_done(tmp_path: Path) -> None:
+    (tmp_path / ".compose.yaml.new").mkdir()  # in the way
+    done = run("vllm", "--hardware", "16xH200", "--output", str(tmp_path))
+    assert isinstance(done.exception, EnvironmentFault)
+    assert names(tmp_path) == {".compose.yaml.new"}
+
+
+def test_a_hardware_file_that_is_no_text_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "cards.toml"
+    file.write_bytes(b"\xff\xfe")
+    done = run("vllm", "--hardware", "16xH200", "--hardware-file", str(file))
+    assert isinstance(done.exception, ConfigError) and "cards.toml is no TOML" in str(done.exception)
 
 
 def test_an_impossible_deployment_ends_with_1_and_the_bytes(tmp_path: Path) -> None:

@@ -172,9 +172,10 @@ def _deployment(
         raise ConfigError("--ray is for vLLM; SGLang's nodes find each other by themselves", param="ray")
     known = published(shape)
     source = checkpoint or known.repository or shape.name
+    named = Path(shape.name).resolve() if Path(shape.name).is_dir() else Path(shape.name)
     settings = Settings(
         checkpoint=str(Path(source).resolve()) if Path(source).is_dir() else source,
-        served_name=Path(shape.name).name,
+        served_name=named.name or "model",
         published=known,
         revision=revision,
         quantize_on_load=quantize,
@@ -184,9 +185,12 @@ def _deployment(
 
 
 def _write(folder: Path, files: dict[str, str]) -> list[str]:
-    """Each file aside and renamed. Refuses a folder with files of these names that this verb has not written."""
+    """All files aside, then renamed. Refuses a folder with files of these names that this verb has not written."""
+    from contextlib import suppress
+
     from openk2.cli.deploy_output import MARK
 
+    aside = {name: folder / f".{name}.new" for name in files}
     try:
         for name in files:
             file = folder / name
@@ -194,11 +198,14 @@ def _write(folder: Path, files: dict[str, str]) -> list[str]:
                 raise ConfigError(f"{file} is there, and not written by openk2 deploy: name another --output")
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in files.items():
-            aside = folder / f".{name}.new"
-            aside.write_text(text, encoding="utf-8")
-            aside.chmod(0o755 if name == "run.sh" else 0o644)
-            aside.replace(folder / name)
+            aside[name].write_text(text, encoding="utf-8")
+            aside[name].chmod(0o755 if name == "run.sh" else 0o644)
+        for name, file in aside.items():
+            file.replace(folder / name)
     except OSError as error:
+        for file in aside.values():
+            with suppress(OSError):
+                file.unlink()
         raise EnvironmentFault(f"cannot write {error.filename or folder}: {error.strerror}") from None
     return [str(folder / name) for name in files]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +26,11 @@ def texts(deployment: Deployment, form: str) -> dict[str, str]:
     from openk2.planner.deploy.write_kubernetes import kubernetes_manifests
     from openk2.planner.deploy.write_shell import shell_script
 
-    about = [
+    lines = [
         f"{MARK} (openk2 {__version__}): {deployment.served_name} on {deployment.engine} {deployment.engine_version}",
         *(f"{group}: {plan.hardware}, {plan.parallelism}" for group, plan in deployment.plans.items()),
     ]
+    about = [" ".join(line.split()) for line in lines]  # comments of one line each, whatever a folder is called
     writers = {
         "shell": ("run.sh", lambda: shell_script(deployment, about)),
         "compose": ("compose.yaml", lambda: compose_file(deployment, about)),
@@ -43,16 +45,15 @@ def texts(deployment: Deployment, form: str) -> dict[str, str]:
 
 def next_steps(deployment: Deployment, files: set[str]) -> list[str]:
     url = f"http://127.0.0.1:{deployment.port}"
+    served, checkpoint = shlex.quote(deployment.served_name), shlex.quote(deployment.checkpoint)
     names = [process.name for process in deployment.processes]
     profile = "--profile PROCESS " if len(names) > 1 else ""
     size = f"{deployment.weights_bytes / 1e9:,.0f} GB"
     if deployment.is_folder:
         name = Path(deployment.checkpoint).name
-        lines = [
-            f"get it      copy {deployment.checkpoint} to each node; for Kubernetes, into the claim as {name} ({size})"
-        ]
+        lines = [f"get it      copy {checkpoint} to each node; for Kubernetes, into the claim as {name} ({size})"]
     else:
-        lines = [f"get it      hf download {deployment.checkpoint}   ({size}, on each node)"]
+        lines = [f"get it      hf download {checkpoint}   ({size}, on each node)"]
     if len(names) > 1:
         lines.append(f"processes   {' '.join(names)}; addresses: {' '.join(variables(deployment)) or 'none'}")
     if "run.sh" in files:
@@ -64,8 +65,8 @@ def next_steps(deployment: Deployment, files: set[str]) -> list[str]:
     return [
         *lines,
         f"health      curl --fail {url}/health",
-        f"verify      openk2 verify {url} --model {deployment.served_name}",
-        f"in front    openk2 serve {deployment.served_name} --upstream {url}",
+        f"verify      openk2 verify {url} --model {served}",
+        f"in front    openk2 serve {served} --upstream {url}",
         *(f"note        {note}" for note in deployment.notes),
     ]
 

@@ -244,6 +244,8 @@ def _read(file: Path) -> str:
         return file.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}", param=str(file)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is no TOML: {error}", param=str(file)) from None
 
 
 def with_network(hardware: Hardware, bytes_per_s: float) -> Hardware:

@@ -59,6 +59,10 @@ def test_faults_are_named(text: str, fault: str) -> None:
     assert any(fault in one for one in read_line(text).faults)
 
 
+def test_a_size_that_is_no_number_is_left_out() -> None:
+    assert read_line("vllm serve k2 --tensor-parallel-size \u00b2 -pp 2").layout == Parallelism(pp_size=2)
+
+
 @pytest.mark.parametrize("text", ["ollama run kimi", "vllm serve --port 1", "vllm serve 'k2", ""])
 def test_what_is_no_line_is_refused(text: str) -> None:
     with pytest.raises(ConfigError):

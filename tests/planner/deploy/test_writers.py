@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from tests.planner.deploy.test_make_deployment import deploy
 
 from openk2.planner.deploy import Deployment, program_flags
+from openk2.planner.deploy.deployment import dns_name
 from openk2.planner.deploy.write_compose import compose_file
-from openk2.planner.deploy.write_kubernetes import dns_name, kubernetes_manifests
+from openk2.planner.deploy.write_kubernetes import kubernetes_manifests
 from openk2.planner.deploy.write_shell import shell_script
 from openk2.planner.deploy.yaml_text import yaml_text
 
@@ -120,7 +121,8 @@ def test_manifests_hang_together(made: Deployment) -> None:
 def test_names_are_those_that_dns_allows() -> None:
     assert dns_name("Kimi_K2.0905/FP8") == "kimi-k2-0905-fp8"
     assert dns_name("---") == "model"
-    assert len(dns_name("x" * 300)) == 50
+    assert dns_name("7B chat") == "model-7b-chat"
+    assert len(dns_name("x" * 300)) == 50 == len(dns_name("7" * 300))
 
 
 def test_only_what_other_nodes_ask_listens_to_them() -> None:

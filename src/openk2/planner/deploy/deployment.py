@@ -123,6 +123,12 @@ class Deployment:
         return 1800 + self.weights_bytes // 125_000_000
 
 
+def dns_name(text: str) -> str:
+    """Of small letters, digits and hyphens, a letter first, at most 50 of them: a name for services and projects."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return (name if name[:1].isalpha() else f"model-{name}")[:50].strip("-")
+
+
 def filled(text: str, replace: Callable[[str], str]) -> str:
     """A text with each of its addresses, `listen` and `self` among them, replaced by what `replace` gives for it."""
     return ADDRESS.sub(lambda match: replace(match[1]), text)

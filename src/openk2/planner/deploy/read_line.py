@@ -74,7 +74,7 @@ def read_line(text: str, version: str | None = None) -> Line:
     model = values.get("model")
     if not model:
         raise ConfigError("the line names no model", param="line")
-    sizes = {key: int(values[key]) for key in ("tp", "pp", "dp") if values.get(key, "").isdigit()}
+    sizes = {key: int(values[key]) for key in ("tp", "pp", "dp") if values.get(key, "").isdecimal()}
     layout = None
     if sizes:
         layout = Parallelism(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from openk2.planner.deploy.deployment import Deployment, Process, filled
+from openk2.planner.deploy.deployment import Deployment, Process, dns_name, filled
 from openk2.planner.deploy.flags import program_flags
 from openk2.planner.deploy.write_shell import variable
 from openk2.planner.deploy.yaml_text import yaml_text
@@ -32,7 +32,7 @@ def needs_shell(process: Process) -> bool:
 def compose_file(deployment: Deployment, header: list[str]) -> str:
     """The file; `header` are lines of comment. Compose fills in the addresses from its environment or `.env`."""
     services = {process.name: _service(deployment, process) for process in deployment.processes}
-    text = yaml_text({"name": f"{deployment.served_name}-{deployment.engine}", "services": services})
+    text = yaml_text({"name": dns_name(f"{deployment.served_name}-{deployment.engine}"), "services": services})
     return "".join(f"# {line}\n" for line in header) + text
 
 

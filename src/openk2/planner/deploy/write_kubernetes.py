@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from math import ceil
 from pathlib import PurePosixPath
 from typing import Any
 
-from openk2.planner.deploy.deployment import Deployment, Process, filled
+from openk2.planner.deploy.deployment import Deployment, Process, dns_name, filled
 from openk2.planner.deploy.write_compose import (
     ROUTER_IMAGE,
     ROUTERS,
@@ -19,11 +18,6 @@ from openk2.planner.deploy.yaml_text import yaml_text
 
 WEIGHTS_ROOM = 1.1
 """The claim for the weights, as a multiple of them."""
-
-
-def dns_name(text: str) -> str:
-    """Of letters, digits and hyphens, at most 50 of them, as the names of services must be."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:50].strip("-") or "model"
 
 
 def kubernetes_manifests(deployment: Deployment, header: list[str]) -> str:
