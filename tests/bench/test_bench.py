@@ -23,6 +23,7 @@ SMALL = ("--prefill", "32", "--depth", "16", "--batch", "3", "--rounds", "1", "-
 
 
 def test_cases_cover_lengths_depths_and_batches() -> None:
+    assert len(make_cases([4095], [4064], [], window=4096)) == 2, "as long as the window allows"
     made = make_cases([128], [16, 1024], [1, 4], window=4096)
     assert [case.name for case in made] == [
         "prefill 128",
@@ -34,7 +35,13 @@ def test_cases_cover_lengths_depths_and_batches() -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "said"),
-    [(([0], [1], [1]), "prefill must be at least 1"), (([1], [5000], [1]), "exceeds the model's window of 4,096")],
+    [
+        (([0], [1], [1]), "prefill must be at least 1"),
+        (([1], [5000], [1]), "exceeds the model's window of 4,096"),
+        (([1], [4065], [1]), "decode at 4,065 with an answer of 32 exceeds"),
+        (([4096], [1], [1]), "prefill 4,096 with an answer of 1 exceeds"),
+        (([], [], [4]), "nothing to measure"),
+    ],
 )
 def test_impossible_cases_are_refused(sizes: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
@@ -71,5 +78,7 @@ def test_table_json_and_errors() -> None:
     facts = json.loads(CliRunner().invoke(app, ["k2-nano", *SMALL, "--json"]).stdout)
     assert [one["name"] for one in facts["results"]] == ["prefill 32", "decode at 16", "decode at 16, 3 together"]
     assert facts["limits"]["read_bytes_per_s"] > 1e8
+    plotless = CliRunner().invoke(app, ["k2-nano", "--depth", "", "--plot", "plots"])
+    assert isinstance(plotless.exception, ConfigError) and "give --depth" in str(plotless.exception)
     wrong = CliRunner().invoke(app, ["k2-nano", "--prefill", "a lot"])
     assert wrong.exit_code != 0 and isinstance(wrong.exception, ConfigError)

@@ -12,6 +12,8 @@ from openk2.planner.hardware import Device, Efficiency, Hardware
 from openk2.planner.plan import TimeTerms
 from openk2.planner.roofline import step_time
 
+ANSWER_TOKENS = 32
+"""That each request of a decode case is given."""
 _NO_LOSSES = Efficiency(
     bandwidth_fraction=1.0,
     flops_fraction=1.0,
@@ -30,6 +32,10 @@ class Case:
     """prefill or decode."""
     context: int
     batch: int = 1
+
+    @property
+    def answer_tokens(self) -> int:
+        return 1 if self.kind == "prefill" else ANSWER_TOKENS
 
     @property
     def name(self) -> str:
@@ -55,14 +61,21 @@ class Case:
 def make_cases(prefill: Sequence[int], depths: Sequence[int], batches: Sequence[int], *, window: int) -> list[Case]:
     """Prefill of each length, one request at each depth, and each batch at the first depth.
 
-    Raises ConfigError for a size below 1, or beyond the model's window of `window` tokens.
+    Raises ConfigError for a size below 1, one that with its answer is beyond the model's window of `window` tokens, and
+    where there is no case.
     """
     for name, sizes in (("prefill", prefill), ("depths", depths), ("batches", batches)):
         for size in sizes:
             if size < 1:
                 raise ConfigError(f"{name} must be at least 1, not {size}", param=name)
-            if name != "batches" and size > window:
-                raise ConfigError(f"{name} {size:,} exceeds the model's window of {window:,} tokens", param=name)
     cases = [Case("prefill", tokens) for tokens in prefill]
     cases += [Case("decode", depth) for depth in depths]
+    for case in cases:
+        if case.context + case.answer_tokens > window:
+            raise ConfigError(
+                f"{case.name} with an answer of {case.answer_tokens} exceeds the model's window of {window:,} tokens",
+                param=case.kind,
+            )
+    if not cases:
+        raise ConfigError("nothing to measure: give a length for --prefill or --depth", param="depth")
     return cases + [Case("decode", depths[0], batch) for batch in batches if batch > 1 and depths]

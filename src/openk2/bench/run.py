@@ -21,7 +21,6 @@ from openk2.llm.source import Source, serving_dtype, serving_quantization
 from openk2.models import K2Model
 from openk2.planner import ModelShape, TimeTerms, scheme
 
-ANSWER_TOKENS = 32
 _SCHEMES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 """The planner's scheme of the same bits a weight as a packed format."""
 
@@ -88,11 +87,11 @@ def run(
     shape = ModelShape.from_config(source.name, source.config)
     cache_format = "bf16" if model.model.embed_tokens.weight.dtype == torch.bfloat16 else "f32"
     stored = scheme(cache_format if formats is None else _SCHEMES[formats.experts])
-    longest = max(case.context for case in cases) + ANSWER_TOKENS
+    longest = max(case.context + case.answer_tokens for case in cases)
     engine = Engine(
         model,
         EngineConfig(
-            max_model_len=min(longest, source.config.max_position_embeddings),
+            max_model_len=longest,
             max_num_seqs=max(case.batch for case in cases),
         ),
     )
@@ -153,7 +152,7 @@ def _prompts(case: Case, vocab_size: int, generator: torch.Generator) -> list[li
 
 def _time(engine: Engine, prompts: Sequence[list[int]], case: Case) -> float:
     """Seconds until the prompt's first token is there, or of one step in which every request got a token."""
-    answer = 1 if case.kind == "prefill" else ANSWER_TOKENS
+    answer = case.answer_tokens
     sampling = SamplingParams(temperature=0.0, max_tokens=answer)
     given = {str(i): 0 for i in range(len(prompts))}
     for name, prompt in zip(given, prompts, strict=True):

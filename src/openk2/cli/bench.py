@@ -43,6 +43,8 @@ def command(
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if plot is not None:
+        _check_plot(depth)
     source = Source.find(model)
     cases = make_cases(
         _sizes(prefill, "prefill"),
@@ -109,6 +111,16 @@ def _print(done: Bench) -> None:
         "limit: by roofline, at the rates above.",
         style="dim",
     )
+
+
+def _check_plot(depth: str) -> None:
+    """Before minutes of measuring: raises as drawing would."""
+    from openk2.errors import ConfigError
+    from openk2.planner.plots import draw
+
+    if not _sizes(depth, "depth"):
+        raise ConfigError("--plot draws decode over depth: give --depth", param="depth")
+    draw([], Path())
 
 
 def _draw(done: Bench, folder: Path) -> None:
