@@ -110,6 +110,36 @@ def test_several_tokens_of_a_sequence_see_each_other(folder: Path) -> None:
         assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
+def test_tensors_that_do_not_fit_are_refused(folder: Path) -> None:
+    model = load(folder, "bf16")
+    step(model)
+    decode = model.model.decode
+    assert isinstance(decode, PackedDecode)
+    (op,) = decode._ops.values()
+    c = model.config
+    h, angles = torch.zeros(2, c.hidden_size), torch.zeros(2, c.qk_rope_head_dim // 2)
+    ints, tables = torch.zeros(2, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)
+    caches = [torch.zeros(4, BLOCK, c.latent_dim) for _ in range(c.num_hidden_layers)]
+    fine: dict[str, Any] = dict(
+        h=h, rotary=(angles, angles), positions=ints, slots=ints, sequences=ints, block_tables=tables, caches=caches
+    )
+    op(**fine, budgets=None)
+    for name, wrong in (
+        ("h", h.double()),
+        ("rotary", (angles, angles[:1])),
+        ("positions", ints.int()),
+        ("slots", torch.zeros(4, dtype=torch.int64)[::2]),
+        ("sequences", ints[:1]),
+        ("block_tables", tables.int()),
+        ("caches", [cache.bfloat16() for cache in caches]),
+        ("caches", [cache.view(8, BLOCK // 2, -1) for cache in caches]),
+        ("caches", caches[1:]),
+        ("budgets", ints.int()),
+    ):
+        with pytest.raises(ValueError, match=r"wanted, not|one cache a layer"):
+            op(**{**fine, "budgets": None, name: wrong})
+
+
 def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
     from openk2.models.packed_decode import _shape, _weights
     from openk2.ops.cpu.decode import DecodeLayers
@@ -123,3 +153,16 @@ def test_weights_that_do_not_fit_are_refused(folder: Path) -> None:
     ):
         with pytest.raises(ValueError, match=said):
             DecodeLayers(shape, [wrong], BLOCK)
+    sparse = _weights(model.decoder_layers[-1])
+    two = replace(sparse, down=_weights(load(folder, "int8").decoder_layers[-1]).down)
+    with pytest.raises(ValueError, match="two formats"):
+        DecodeLayers(shape, [two], BLOCK)
+    experts = sparse.down.layout.count
+    for odd in (
+        dict(topk=experts + 1),
+        dict(groups=3 if experts % 3 else 5, kept_groups=1),
+        dict(groups=experts, kept_groups=experts),
+        dict(groups=2, kept_groups=1, topk=experts // 2 + 1),
+    ):
+        with pytest.raises(ValueError, match="cannot choose"):
+            DecodeLayers(replace(shape, **odd), [sparse], BLOCK)

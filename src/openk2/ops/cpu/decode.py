@@ -69,7 +69,7 @@ class DecodeLayers:
 
     def __init__(self, shape: DecodeShape, layers: Sequence[DecodeWeights], block_size: int) -> None:
         """Raises ValueError for weights that do not fit `shape`. `block_size`: of the caches, in tokens."""
-        self._shape, self._layers = shape, tuple(layers)
+        self._shape, self._layers, self._block_size = shape, tuple(layers), block_size
         s = shape
         self._plan: Any = _native.DecodePlan(
             (s.hidden, s.heads, s.nope, s.rope, s.value, s.latent, s.topk, s.groups, s.kept_groups, block_size),
@@ -99,11 +99,13 @@ class DecodeLayers:
 
         rotary: cos and sin, (T, rope / 2). positions, slots and sequences (rows of `block_tables`): (T,) int64; tokens
         of one sequence stand in their order. caches: (blocks, block_size, latent + rope) float32 for each layer.
-        budgets: (T,) int64 experts of each token, or None.
+        budgets: (T,) int64 experts of each token, at least 1, or None. Raises ValueError for tensors of another kind;
+        what slots, sequences and tables point to is the caller's word.
         """
         out = h.clone(memory_format=torch.contiguous_format)
         cos, sin = (table.contiguous() for table in rotary)
         tables = block_tables.contiguous()
+        self._check_call(out, cos, sin, positions, slots, sequences, tables, caches, budgets)
         use_torchs_threads()
         self._plan.run(
             out.data_ptr(),
@@ -117,6 +119,34 @@ class DecodeLayers:
             isa_name or isa(),
         )
         return out
+
+    def _check_call(
+        self,
+        h: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        sequences: Tensor,
+        tables: Tensor,
+        caches: Sequence[Tensor],
+        budgets: Tensor | None,
+    ) -> None:
+        s, tokens = self._shape, len(h)
+        angles = (tokens, s.rope // 2)
+        for name, tensor, shape in (("h", h, (tokens, s.hidden)), ("cos", cos, angles), ("sin", sin, angles)):
+            _check_tensor(name, tensor, torch.float32, shape)
+        each = [("positions", positions), ("slots", slots), ("sequences", sequences)]
+        for name, tensor in each + ([] if budgets is None else [("budgets", budgets)]):
+            _check_tensor(name, tensor, torch.int64, (tokens,))
+        _check_tensor("block_tables", tables, torch.int64, (len(tables), tables.shape[-1]))
+        for cache in caches:
+            _check_tensor("cache", cache, torch.float32, (len(cache), self._block_size, s.latent + s.rope))
+
+
+def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if not (tensor.dtype == dtype and tensor.shape == shape and tensor.is_contiguous() and tensor.is_cpu):
+        raise ValueError(f"{name}: {dtype} {shape} wanted, not {tensor.dtype} {tuple(tensor.shape)}")
 
 
 def _packed(stack: PackedStack | None) -> tuple[int, int, int, int, int]:
@@ -139,10 +169,8 @@ def _check(s: DecodeShape, w: DecodeWeights) -> None:
         ("router_bias", w.router_bias, torch.float32, (experts,)),
     ]
     for name, tensor, dtype, shape in expected:
-        if tensor is not None and not (
-            tensor.dtype == dtype and tuple(tensor.shape) == shape and tensor.is_contiguous() and tensor.is_cpu
-        ):
-            raise ValueError(f"{name}: {dtype} {shape} wanted, not {tensor.dtype} {tuple(tensor.shape)}")
+        if tensor is not None:
+            _check_tensor(name, tensor, dtype, shape)
     stacks: list[tuple[str, PackedStack | None, tuple[int, int, int]]] = [
         ("q_a", w.q_a, (1, rank, s.hidden)),
         ("q_b", w.q_b, (1, s.heads * (s.nope + s.rope), rank)),
@@ -161,5 +189,15 @@ def _check(s: DecodeShape, w: DecodeWeights) -> None:
         layout = None if stack is None else stack.layout
         if layout is not None and (layout.count, layout.rows, layout.cols) != sizes:
             raise ValueError(f"{name}: {sizes} wanted, not {layout}")
-    if (w.router is not None and experts < s.topk) or not 0 < s.kept_groups <= s.groups <= MOST_GROUPS:
+    for up, down in ((w.gate_up, w.down), (w.shared_gate_up, w.shared_down)):
+        if up is not None and down is not None and up.layout.format != down.layout.format:
+            raise ValueError(f"the halves of an MLP are of two formats: {up.layout.format}, {down.layout.format}")
+    if not 0 < s.kept_groups <= s.groups <= MOST_GROUPS or (w.router is not None and not _can_choose(s, experts)):
         raise ValueError(f"cannot choose {s.topk} of {experts} experts in {s.kept_groups} of {s.groups} groups")
+
+
+def _can_choose(s: DecodeShape, experts: int) -> bool:
+    """Whether the router's rule gives `topk` different experts."""
+    size = experts // s.groups
+    is_even = size * s.groups == experts and (size > 1 or s.groups == 1)
+    return is_even and 0 < s.topk <= s.kept_groups * size
