@@ -172,6 +172,18 @@ def test_adapters_that_cannot_be_merged_are_refused(base: Path, tmp_path: Path) 
     save_file({key.format("A"): torch.zeros(2, 7)}, file)
     with pytest.raises(CheckpointError, match="no lora_B"):
         merge_adapter_(model, tmp_path)
+    for tensors, said in (
+        ({key.format("B"): torch.zeros(32, 2)}, "is no part of a plain LoRA adapter"),
+        ({key.format("A"): torch.zeros(7), key.format("B"): torch.zeros(32, 2)}, "is of no matrix"),
+        ({}, "holds no matrix"),
+    ):
+        save_file(tensors, file)
+        with pytest.raises(CheckpointError, match=said):
+            merge_adapter_(model, tmp_path)
+    for wrong in ('"r": 0', '"r": "many"', '"r": null'):
+        config.write_text(f'{{"peft_type": "LORA", {wrong}, "lora_alpha": 4}}')
+        with pytest.raises(CheckpointError, match="no readable adapter"):
+            merge_adapter_(model, tmp_path)
 
 
 def test_mistakes_in_the_section_are_named(tuned: Recipe, base: Path, template: ChatTemplate, tmp_path: Path) -> None:

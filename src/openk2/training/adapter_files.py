@@ -65,7 +65,9 @@ def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]
     try:
         described = json.loads(path.read_text())
         tensors = load_file(folder / WEIGHTS_FILE)
-        rank, alpha = described["r"], described["lora_alpha"]
+        rank, alpha = int(described["r"]), float(described["lora_alpha"])
+        if rank < 1:
+            raise ValueError(f"r is {rank}")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{folder} is no readable adapter ({type(error).__name__}: {error})") from None
     _check_plain(described, path)
@@ -76,10 +78,15 @@ def read_adapter(folder: Path) -> tuple[dict[str, tuple[Tensor, Tensor]], float]
             other = tensors.get(key.replace(".lora_A.", ".lora_B."))
             if other is None:
                 raise CheckpointError(f"{folder / WEIGHTS_FILE}: {key} has no lora_B beside it", param=key)
+            if factor.ndim != 2 or other.ndim != 2:
+                raise CheckpointError(f"{folder / WEIGHTS_FILE}: {key} is of no matrix", param=key)
             pairs[name] = (factor, other)
-    if 2 * len(pairs) != len(tensors):
-        odd = next(k for k in tensors if ".lora_A." not in k and ".lora_B." not in k)
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {odd} is no part of a plain LoRA adapter", param=odd)
+    known = {f"{PREFIX}{name}.lora_{factor}.weight" for name in pairs for factor in "AB"}
+    for odd in tensors:
+        if odd not in known and f"{PREFIX}{odd}" not in known:
+            raise CheckpointError(f"{folder / WEIGHTS_FILE}: {odd} is no part of a plain LoRA adapter", param=odd)
+    if not pairs:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE} holds no matrix", param=str(folder))
     return pairs, alpha / (rank**0.5 if described.get("use_rslora") else rank)
 
 
