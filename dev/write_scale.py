@@ -38,7 +38,7 @@ CELL = 32
 GATEWAY_S = 0.02
 GATEWAY_RANGE_S = (0.008, 0.03)
 DEVICE_HOURS_PER_FAILURE = 16_384 * 54 * 24 / 419
-"""Llama 3 (arXiv:2407.21783, 3.3.4): 419 unexpected interruptions in 54 days on 16,384 H100."""
+"""Llama 3 (arXiv:2407.21783, by reports of the paper): 419 unexpected interruptions in 54 days on 16,384 H100."""
 
 BENCHMARK = Workload(sessions=200, turns=6, user_tokens=(10, 80), answer_tokens=24, system_tokens=128, at_once=32)
 """benchmarks/gateway_routing.py; a word is a token there."""
@@ -160,7 +160,7 @@ def size_rows(plan: ServicePlan) -> list[tuple[str, str]]:
         ("health checks/s, one fleet", f"{plan.health_checks_per_s():,.0f}"),
         ("health checks/s, in cells", f"{plan.health_checks_per_s(cells):,.0f}"),
         ("hashes/s for routing, one fleet", f"{plan.audience.peak_requests_per_s * plan.deployments_in_all:,.0f}"),
-        ("failures of a device a day", f"{failures:,.1f}"),
+        ("failures a day", f"{failures:,.1f}"),
         ("answers broken by each", f"{running_per_engine(plan):,.0f}"),
         ("conversations that then lose their cache", f"{plan.loss(1):.2%}"),
     ]

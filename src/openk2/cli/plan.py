@@ -102,7 +102,7 @@ def _shape(model: str) -> ModelShape:
 
 
 def _measured() -> Hardware:
-    """This machine's processors, with what openk2's own engine reaches of their limits."""
+    """This machine's processors by their measured limits, with what openk2's own engine is assumed to reach of them."""
     from openk2.bench.limits import measure_limits
     from openk2.planner.hardware import OPENK2_CPU_EFFICIENCY, Hardware
 

@@ -91,7 +91,7 @@ OPENK2_CPU_EFFICIENCY = Efficiency(
     flops_fraction=0.5,
     overhead_s_per_layer=50e-6,
     overhead_s_per_step=0.5e-3,
-    source="openk2's engine on processors",
+    source="assumed for openk2's engine on processors; benchmarks/plan_vs_measured.py holds it against measurements",
 )
 
 
