@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from openk2.cli import main as cli
-from openk2.errors import ConfigError, DataError, TrainingError
+from openk2.errors import CheckpointError, ConfigError, DataError, TrainingError
 
 RECIPE = """
 name = "tiny"
@@ -85,6 +85,15 @@ def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, change: str, kind: 
     assert isinstance(result.exception, kind)
     line, code = cli.describe(result.exception)
     assert message in line and code == (1 if kind is TrainingError else 2)
+
+
+def test_without_a_state_nothing_is_exported(recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "model"
+    result = CliRunner().invoke(
+        cli.app, ["train", str(recipe), "--output", str(tmp_path / "typo"), "--export", str(out)]
+    )
+    assert isinstance(result.exception, CheckpointError) and "holds no state" in str(result.exception)
+    assert not out.exists()
 
 
 def test_a_broken_line_is_named_before_anything_is_written(recipe: Path, tmp_path: Path) -> None:

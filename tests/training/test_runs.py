@@ -277,6 +277,15 @@ def test_a_full_disk_under_the_log_stops_the_run(
         trainer_of(small, template, tmp_path).run([])
 
 
+def test_a_reader_that_leaves_is_not_the_logs_fault(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    def gone(record: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        trainer_of(small, template, tmp_path).run([], report=gone)
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 1
+
+
 def test_a_loss_that_is_no_number_stops_the_run(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
     trainer = trainer_of(small, template, tmp_path)
     trainer.train_step()

@@ -46,6 +46,7 @@ def run(
     """
     import torch
 
+    from openk2.errors import CheckpointError
     from openk2.training.assemble import open_run
     from openk2.training.export import export_model
     from openk2.training.recipe import load_recipe
@@ -57,6 +58,8 @@ def run(
     trainer, held = open_run(plan, folder, device=device, watch=_quiet if as_json else _watched)
     resumed = trainer.resume()
     if export is not None:
+        if not resumed:
+            raise CheckpointError(f"{folder} holds no state of a run to export; name the run's folder with --output")
         export_model(trainer, export)
         typer.echo(f"{export}: {trainer.tokens:,} tokens, step {trainer.step:,}")
         return

@@ -1,4 +1,4 @@
-"""Warmup, stable, decay (WSD): the learning-rate schedule that K2 was trained with (arXiv:2507.20534, section 2.4)."""
+"""Warmup, stable, decay (WSD): the learning-rate schedule that K2 was trained with (arXiv:2507.20534, section 2.5)."""
 
 from __future__ import annotations
 

@@ -176,20 +176,20 @@ class Trainer:
     ) -> None:
         """Train to the schedule's end, or until `max_seconds` have passed; validate, save and log on the way.
 
-        `report` is given every record that goes to the log.
+        `report` is given every record that goes to the log. Raises TrainingError when state or log cannot be written.
         """
-        try:
-            with LineFile(self.folder / LOG_FILE) as log:
+        with LineFile(self.folder / LOG_FILE) as log:
 
-                def record(entry: dict[str, Any]) -> None:
+            def record(entry: dict[str, Any]) -> None:
+                try:
                     log.write(entry)
-                    report(entry)
+                except OSError as error:
+                    raise TrainingError(
+                        f"cannot write {self.folder / LOG_FILE}: {error.strerror or error}; the last state is intact"
+                    ) from None
+                report(entry)
 
-                self._run(held, max_seconds, record)
-        except OSError as error:
-            raise TrainingError(
-                f"cannot write {self.folder / LOG_FILE}: {error.strerror or error}; the last state is intact"
-            ) from None
+            self._run(held, max_seconds, record)
 
     def _run(
         self,
