@@ -20,9 +20,9 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from openk2.bench.limits import processor_name
 from openk2.config import ModelConfig, preset
 from openk2.models import ForwardBatch, K2Model
+from openk2.planner.machine import processor_name
 from openk2.training.init import structured_init_
 from openk2.training.muon import MuonClip
 

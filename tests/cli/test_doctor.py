@@ -60,9 +60,3 @@ def test_sandbox(
     monkeypatch.setattr(doctor, "_run", lambda *arguments: outcome)
     check = value_of("sandbox")
     assert check.status == status and words in check.advice
-
-
-def test_memory_is_that_of_the_machine_or_less() -> None:
-    import os
-
-    assert 0 < doctor.memory_bytes() <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from pathlib import Path
 
 import torch
 
 from openk2.planner import Device
+from openk2.planner.machine import memory_bytes, processor_name
 
 _READ_BYTES = 1 << 29
 """Larger than any cache, small enough for a small machine."""
@@ -57,7 +55,7 @@ def measure_limits() -> MachineLimits:
     return MachineLimits(
         processor=processor_name(),
         threads=torch.get_num_threads(),
-        memory_bytes=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+        memory_bytes=memory_bytes(),
         read_bytes_per_s=_READ_BYTES / read_s,
         f32_flops_per_s=2 * _MATRIX**3 / product_s,
     )
@@ -71,11 +69,3 @@ def _best(work: Callable[[], object]) -> float:
         work()
         seconds.append(time.perf_counter() - started)
     return min(seconds)
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.exists() else []:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

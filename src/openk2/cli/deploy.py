@@ -62,7 +62,6 @@ def command(
         shortfall_lines,
         texts,
     )
-    from openk2.cli.doctor import memory_bytes
     from openk2.planner import read_hardware, read_tokens
     from openk2.planner.deploy import read_layout
     from openk2.planner.deploy.here import look
@@ -70,6 +69,7 @@ def command(
     from openk2.planner.deploy.published import preset_of
     from openk2.planner.deploy.read_line import read_line
     from openk2.planner.deploy.shortfall import find_shortfall
+    from openk2.planner.machine import memory_bytes
     from openk2.planner.read_model import read_model
 
     if form not in FORMATS:

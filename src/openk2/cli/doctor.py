@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Literal
 
 import typer
@@ -77,35 +76,20 @@ def _versions() -> Check:
 
 
 def _processor() -> Check:
+    from openk2.planner.machine import processor_name
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Check("processor", "ok", f"{_processor_name()}, {cores} cores")
-
-
-def _processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return Check("processor", "ok", f"{processor_name()}, {cores} cores")
 
 
 def _memory() -> Check:
+    from openk2.planner.machine import memory_bytes
+
     total = memory_bytes()
     value = f"{total / 2**30:.1f} GiB"
     if total < 4 * 2**30:
         return Check("memory", "note", value, "k2-nano fits; training and larger models may not")
     return Check("memory", "ok", value)
-
-
-def memory_bytes() -> int:
-    """The memory that this process may use: the machine's, or its control group's if that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        text = Path(limit).read_text().strip() if Path(limit).exists() else ""
-        if text.isdigit():
-            total = min(total, int(text))
-    return total
 
 
 def _run(*arguments: str) -> subprocess.CompletedProcess[str] | None:
