@@ -164,6 +164,7 @@ def test_the_line_on_hardware_that_holds_it() -> None:
         ([], "which engine"),
         (["ollama"], "no engine"),
         (["vllm", "k9", "--hardware", "16xH200"], "no model"),
+        (["vllm", "--line", "sglang serve --model-path k2"], "the line starts sglang, not vllm"),
         (["vllm", "--hardware", "16xH900"], "no device"),
         (["vllm", "--hardware", "16xH200", "--context", "1m"], "beyond the window"),
         (["vllm", "--hardware", "16xH200", "--format", "helm"], "must be one of"),

@@ -41,8 +41,8 @@ def test_eight_h200_do_not_hold_it_and_say_what_is_missing() -> None:
 def test_what_the_advice_names_fits(device: str, quantization: str) -> None:
     made = plan(f"8x{device}", quantization=quantization)
     count = int(made.advice[0].split(" x ")[0].split()[-1])
-    rounded = -(-count // 8) * 8
-    assert plan(f"{rounded}x{device}", quantization=quantization).refusal is None
+    assert count % 8 == 0, "whole nodes"
+    assert plan(f"{count}x{device}", quantization=quantization).refusal is None
 
 
 def test_a_refused_plan_shows_the_layout_that_holds_most() -> None:
@@ -58,6 +58,7 @@ def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     assert plan(context=131_072, batch=most, layout=layout).refusal is None
     too_many = plan(context=131_072, batch=most + 4, layout=layout)  # logits take room too, so not just one more
     assert too_many.refusal is not None
+    assert too_many.advice[0].endswith(f"--load batch={too_many.largest_batch}")
 
 
 @pytest.mark.parametrize(("hardware", "logged"), [("8xH200", 46.80), ("8xH100", 0.9)])

@@ -75,7 +75,11 @@ def command(
     if form not in FORMATS:
         raise ConfigError(f"--format must be one of {', '.join(FORMATS)}, not {form}", param="format")
     asked = None if line is None else read_line(line, engine_version)
-    name = check_engine(asked.engine if asked else engine or _missing_engine())
+    name = check_engine(engine or (asked.engine if asked else _missing_engine()))
+    if asked and name != asked.engine:
+        raise ConfigError(
+            f"the line starts {asked.engine}, not {name}; judge it without naming an engine", param="line"
+        )
     here = look(memory_bytes())
     version = engine_version or here.engines.get(name)
     model = model or (asked and (asked.preset or asked.model)) or "k2-0905"

@@ -103,7 +103,7 @@ def _plan(
 
 def _room_advice(plan: Plan) -> tuple[str, ...]:
     if plan.largest_batch >= 1:
-        return (f"lower --batch to {plan.largest_batch}",)
+        return (f"lower the batch to {plan.largest_batch}: --load batch={plan.largest_batch}",)
     if plan.largest_context_tokens >= 1:
         return (f"lower --context to {plan.largest_context_tokens}",)
     weights = sum(term.bytes for term in plan.memory.terms if term.name.startswith("weights"))
@@ -112,6 +112,9 @@ def _room_advice(plan: Plan) -> tuple[str, ...]:
     if free <= 0:
         return ("take devices with more memory, or a smaller --quantization",)
     more = -(-weights * plan.hardware.num_devices // free)
+    per_node = plan.hardware.device.devices_per_node
+    if more > per_node:
+        more = -(-more // per_node) * per_node
     return (f"take at least {more} x {plan.hardware.device.name}, or a smaller --quantization",)
 
 
