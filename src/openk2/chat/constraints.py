@@ -21,6 +21,7 @@ from openk2.chat.grammars import ToolGrammars, Words, allow, tool_grammars
 from openk2.chat.ids import call_id
 from openk2.chat.lexers import Marker
 from openk2.chat.messages import ToolChoice, ToolSpec
+from openk2.chat.numbers import NumberWatch
 from openk2.chat.schema import required_names
 from openk2.errors import ProviderError, RequestError
 from openk2.tokenizer import Tokenizer
@@ -52,6 +53,7 @@ class ToolConstraint:
         self._matcher: LLMatcher | None = None
         self._header = b""
         self._closing: Closing | None = None
+        self._numbers = NumberWatch()
 
     @staticmethod
     def build(
@@ -93,6 +95,8 @@ class ToolConstraint:
         self._grammars.fill_matched(words, self._matcher)
         if self._matcher.is_accepting():
             allow(words, self._closing_marker())
+        if self._state is _State.ARGUMENTS:
+            self._grammars.digits.limit(words, self._numbers.room)
         return True
 
     def accept(self, token_id: int) -> None:
@@ -124,6 +128,7 @@ class ToolConstraint:
         if not step:
             return []
         ahead = copy.copy(self)
+        ahead._numbers = copy.copy(self._numbers)
         if self._matcher is not None:
             ahead._matcher = self._matcher.deep_copy()
         forced: list[int] = []
@@ -195,8 +200,11 @@ class ToolConstraint:
         if token_id != self._closing_marker():
             if not self._matcher.consume_token(token_id):
                 self._refuse(token_id)
+            text = self._grammars.tokenizer.token_bytes(token_id)
             if self._state is _State.HEADER:
-                self._header += self._grammars.tokenizer.token_bytes(token_id)
+                self._header += text
+            else:
+                self._numbers.feed(text)
             return
         if not self._matcher.is_accepting():
             self._refuse(token_id)
@@ -205,6 +213,7 @@ class ToolConstraint:
             name = next(name for name in self._plan.grammars if call_id(name, index).encode() == self._header)
             self._matcher, self._state = self._plan.grammars[name].deep_copy(), _State.ARGUMENTS
             self._closing = Closing(self._grammars.closer, self._plan.schemas[name])
+            self._numbers = NumberWatch()
         else:
             self._calls += 1
             self._matcher, self._closing, self._state = None, None, _State.NEXT_CALL

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from openk2.chat.closing import WATCHED_ROOM, Closer
 from openk2.chat.ids import call_id
 from openk2.chat.lexers import Marker
+from openk2.chat.numbers import DigitMasks
 from openk2.chat.schema import argument_grammars, literals
 from openk2.errors import ProviderError, SchemaError
 from openk2.tokenizer import Tokenizer
@@ -39,6 +40,7 @@ class ToolGrammars:
             tokenizer.encoding, n_vocab=tokenizer.vocab_size, eos_token=tokenizer.im_end_id
         )
         self.closer = Closer(tokenizer)
+        self.digits = DigitMasks(tokenizer)
         self.shortest = lru_cache(maxsize=1024)(self._shortest)
         self._arguments = lru_cache(maxsize=1024)(self._compile_arguments)
         self._headers = lru_cache(maxsize=256)(self._compile_header)

@@ -18,6 +18,7 @@ from openk2.chat.constraints import ToolConstraint
 from openk2.chat.grammars import ToolGrammars, Words, tool_grammars
 from openk2.chat.lexers import Marker
 from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
+from openk2.chat.numbers import NumberWatch
 from openk2.chat.schema import reply_grammar
 from openk2.errors import ProviderError, SchemaError
 from openk2.tokenizer import Tokenizer
@@ -66,6 +67,7 @@ class ReplyConstraint:
         self._matcher = matcher
         self._closing = closing
         self._end_ids = end_ids
+        self._numbers = NumberWatch()
         self._undecided = calls  # until the first token: what would take over
         self._calls: ToolConstraint | None = None  # what took over
 
@@ -85,6 +87,7 @@ class ReplyConstraint:
             words[: self._grammars.mask_words] |= self._grammars.mask_of((self._section_begin,))
         if self._matcher.is_accepting():
             words[: self._grammars.mask_words] |= self._grammars.mask_of(self._end_ids)
+        self._grammars.digits.limit(words, self._numbers.room)
         return True
 
     def accept(self, token_id: int) -> None:
@@ -100,6 +103,7 @@ class ReplyConstraint:
             return
         if not self._matcher.consume_token(token_id):
             raise ProviderError(f"Token {token_id} was generated where the response format does not allow it.")
+        self._numbers.feed(self._grammars.tokenizer.token_bytes(token_id))
 
     def closing_tokens(self, token_id: int, room: int) -> list[int]:
         """See `TokenConstraint.closing_tokens`."""
