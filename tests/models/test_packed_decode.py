@@ -110,6 +110,42 @@ def test_several_tokens_of_a_sequence_see_each_other(folder: Path) -> None:
         assert (a - b).abs().max() < 1e-5 * b.abs().max()
 
 
+@pytest.mark.parametrize(
+    ("heads", "latent", "nope", "rope", "value", "topk"),
+    [(9, 17, 5, 2, 7, 1), (18, 33, 16, 6, 1, 16), (8, 1, 1, 2, 3, 5)],
+)
+def test_sizes_that_fill_no_vector(
+    heads: int, latent: int, nope: int, rope: int, value: int, topk: int, tmp_path: Path
+) -> None:
+    """Heads beyond a task's eight, with every remainder of four; rows with a remainder of sixteen, or shorter."""
+    config = replace(
+        tiny_config("k2-0905"),
+        num_attention_heads=heads,
+        kv_lora_rank=latent,
+        qk_nope_head_dim=nope,
+        qk_rope_head_dim=rope,
+        v_head_dim=value,
+        num_experts_per_tok=topk,
+        hidden_size=37,
+        moe_intermediate_size=19,
+    )
+    model = load(save_model(random_model(config).to(torch.bfloat16), tmp_path / "model"), "bf16")
+    together = step(model)
+    model.model.decode = None
+    for a, b in zip(together, step(model), strict=True):
+        assert (a - b).abs().max() < 1e-5 * b.abs().max()
+
+
+@pytest.mark.parametrize("formats", ["bf16", "int4"])
+def test_what_is_no_number_stays_in_its_sequence(folder: Path, formats: str) -> None:
+    model = load(folder, formats)
+    want, _ = step(model)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5] = torch.nan  # the first token of the first sequence
+    made, _ = step(model)
+    assert not made[0].isfinite().any() and torch.equal(made[3:], want[3:])
+
+
 def test_tensors_that_do_not_fit_are_refused(folder: Path) -> None:
     model = load(folder, "bf16")
     step(model)
