@@ -13,6 +13,7 @@ from openk2.cli.train import app
 from openk2.config import preset
 from openk2.errors import ConfigError, TokenizerError
 from openk2.tokenizer import Tokenizer
+from openk2.training import vocabulary
 from openk2.training.recipe import Recipe, StageConfig, TokenizerConfig
 from openk2.training.schedule import WarmupStableDecay
 from openk2.training.vocabulary import make_tokenizer
@@ -55,6 +56,17 @@ def test_merges_for_copying_keep_digits_and_blanks_apart(tmp_path: Path) -> None
 def test_what_cannot_be_made_leaves_nothing(tmp_path: Path, options: tuple[str, ...], text: str, message: str) -> None:
     result = learn(tmp_path, *options, text=text)
     assert message in str(result.exception) and not (tmp_path / "vocab").exists()  # type: ignore[attr-defined]
+
+
+def test_a_cut_while_writing_leaves_no_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut(ranks: object, path: Path) -> None:
+        path.write_bytes(b"AA== 0\n")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vocabulary, "save_ranks", cut)
+    with pytest.raises(KeyboardInterrupt):
+        vocabulary.write_tokenizer({bytes([i]): i for i in range(256)}, tmp_path)
+    assert not (tmp_path / "tiktoken.model").exists()
 
 
 def test_a_recipe_takes_the_folder(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,20 @@ from openk2.training.recipe import Recipe
 
 SPECIAL_SLOTS = 256
 RANKS = "tiktoken.model"
+CONFIG = "tokenizer_config.json"
 
 
 def make_tokenizer(recipe: Recipe, folder: Path, documents: Collection[Any] | None = None) -> Tokenizer:
     """Read the tokenizer in `folder`; else take the recipe's, that of its `init` checkpoint, or learn one of the
     model's vocabulary size from the run's data (`documents`: those of its files), and write it there.
 
-    Raises ConfigError when it does not fit the model, TokenizerError when the recipe's folder has none.
+    Raises ConfigError when it does not fit the model, TokenizerError when the recipe's folder has none or it cannot be
+    written.
     """
     given = Path(recipe.tokenizer.folder or recipe.init)
     if not (folder / RANKS).exists() and (given / RANKS).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in ("tokenizer_config.json", RANKS):
-            if (given / name).exists():
-                shutil.copyfile(given / name, folder / name)
+        names = [name for name in (CONFIG, RANKS) if (given / name).exists()]
+        _write_files(folder, {name: partial(shutil.copyfile, given / name) for name in names})
     if not (folder / RANKS).exists():
         if recipe.tokenizer.folder is not None:
             raise TokenizerError(f"tokenizer.folder: there is no {RANKS} in {given}", param="tokenizer.folder")
@@ -65,14 +66,6 @@ def write_tokenizer(ranks: Mapping[bytes, int], folder: Path) -> None:
 
     Raises TokenizerError when they cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_tokenizer(ranks, folder)
-    except OSError as error:
-        raise TokenizerError(f"cannot write the vocabulary to {folder}: {error.strerror or error}") from None
-
-
-def _write_tokenizer(ranks: Mapping[bytes, int], folder: Path) -> None:
     config = {
         "tokenizer_class": "TikTokenTokenizer",
         "added_tokens_decoder": {
@@ -80,8 +73,20 @@ def _write_tokenizer(ranks: Mapping[bytes, int], folder: Path) -> None:
             for text, token_id in Tokenizer(ranks).specials.items()
         },
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1) + "\n")
-    save_ranks(ranks, folder / RANKS)
+    text = json.dumps(config, indent=1) + "\n"
+    _write_files(folder, {CONFIG: lambda file: file.write_text(text), RANKS: partial(save_ranks, ranks)})
+
+
+def _write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
+    """Each file aside and renamed, in their order: a folder that has the last one has all of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in writers.items():
+            aside = folder / f".{name}.writing"
+            write(aside)
+            aside.replace(folder / name)
+    except OSError as error:
+        raise TokenizerError(f"cannot write the vocabulary to {folder}: {error.strerror or error}") from None
 
 
 def _texts_of(documents: Collection[Any], recipe: Recipe) -> Iterator[str]:
