@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from openk2.cli import main as cli
-from openk2.errors import CheckpointError, ConfigError, DataError, TrainingError
+from openk2.errors import CheckpointError, ConfigError, DataError, EnvironmentFault, TrainingError
 
 RECIPE = """
 name = "tiny"
@@ -85,6 +85,18 @@ def test_mistakes_are_one_line(recipe: Path, tmp_path: Path, change: str, kind: 
     assert isinstance(result.exception, kind)
     line, code = cli.describe(result.exception)
     assert message in line and code == (1 if kind is TrainingError else 2)
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "said"), [("gpu", ConfigError, "no device 'gpu'"), ("cuda", EnvironmentFault, "no CUDA device")]
+)
+def test_devices_that_are_none(recipe: Path, device: str, kind: type[Exception], said: str, tmp_path: Path) -> None:
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("there is one")
+    for words in (["train", str(recipe), "--output", str(tmp_path / "run")], ["experts", "k2-nano"]):
+        result = CliRunner().invoke(cli.app, [*words, "--device", device])
+        assert isinstance(result.exception, kind) and said in str(result.exception)
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_state_nothing_is_exported(recipe: Path, tmp_path: Path) -> None:

@@ -33,10 +33,11 @@ def command(
 
     from openk2.chat.template import ChatTemplate
     from openk2.checkpoint import load_model
-    from openk2.llm.source import model_folder
+    from openk2.llm.source import check_device, model_folder
     from openk2.tokenizer import Tokenizer
     from openk2.training.specialisation import experts_of
 
+    check_device(device)
     folder = model_folder(model)
     template = ChatTemplate.from_folder(Tokenizer.from_folder(folder), folder)
     loaded = load_model(folder, device=device, dtype=torch.float32 if device == "cpu" else None)

@@ -47,12 +47,14 @@ def run(
     import torch
 
     from openk2.errors import CheckpointError
+    from openk2.llm.source import check_device
     from openk2.training.assemble import open_run
     from openk2.training.export import export_model
     from openk2.training.recipe import load_recipe
 
     if threads is not None:
         torch.set_num_threads(threads)
+    check_device(device)
     plan = load_recipe(recipe, set_ or [])
     folder = output or Path("runs") / plan.name
     trainer, held = open_run(plan, folder, device=device, watch=_quiet if as_json else _watched)

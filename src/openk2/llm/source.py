@@ -62,6 +62,16 @@ def model_folder(model: str | Path) -> Path:
     raise CheckpointError(f"{path}: no such checkpoint folder", param=str(path))
 
 
+def check_device(device: str) -> None:
+    """Raises ConfigError for what names no device, EnvironmentFault for one that this torch cannot use."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ConfigError(f"no device {device!r}; there are cpu, cuda and cuda:1, mps ...", param="device") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise EnvironmentFault("no CUDA device that this torch can use; take --device cpu", param="device")
+
+
 def serving_dtype(checkpoint: Checkpoint, device: str) -> torch.dtype | None:
     """The dtype to compute a checkpoint in: None for its own.
 
@@ -124,8 +134,7 @@ class EngineBuilder:
     def __call__(self) -> EngineParts:
         if self.quantization is not None and self.device != "cpu":
             raise ConfigError("quantization packs weights for CPUs; leave it out, or take --device cpu", param="device")
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise EnvironmentFault("no CUDA device that this torch can use; take --device cpu", param="device")
+        check_device(self.device)
         if self.source.folder is None:
             model = random_model(
                 self.source.config,
