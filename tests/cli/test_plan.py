@@ -44,6 +44,14 @@ def test_a_price_of_ones_own() -> None:
     assert cost["hosted"][0]["month_usd"] == pytest.approx(60)
 
 
+def test_what_costs_nothing_has_no_break_even() -> None:
+    free = ("--price", "hour=2,in=0,out=0", "--load", "requests=10,in=1000,out=1000")
+    shown = run(*free)
+    assert shown.exit_code == 0 and "no break-even" in " ".join(shown.output.split())
+    cost = json.loads(run(*free, "--json").stdout)["cost"]
+    assert cost["hosted"][0]["break_even_requests_per_day"] is None
+
+
 def test_a_wrong_price_is_refused() -> None:
     assert isinstance(run("--price", "hour=free").exception, ConfigError)
 

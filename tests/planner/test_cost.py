@@ -59,6 +59,13 @@ def test_the_cheapest_hardware_reaches_the_target() -> None:
         ("[device_hour.H200]\neur = 1", "usd must be dollars of at least 0, not None"),
         ("[[hosted]]\nprovider = 'me'", "hosted price of me: it must have exactly provider, models"),
         ("[[hosted", "is no TOML"),
+        ("device_hour = 3", r"prices are tables \[device_hour.NAME\]"),
+        ("hosted = ['me']", r"prices are tables \[device_hour.NAME\] and \[\[hosted\]\]"),
+        (
+            "[[hosted]]\nprovider = 'me'\nmodels = 3\ninput_usd = 1\ncached_input_usd = 1\noutput_usd = 1\n"
+            "source = 'me'\ndate = 'now'",
+            "hosted price of me: models is a list of names, not 3",
+        ),
     ],
 )
 def test_price_files_with_mistakes_are_refused(text: str, message: str, tmp_path: Path) -> None:

@@ -5,14 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from openk2.errors import ConfigError
 from openk2.planner import Hardware, Load, Parallelism, Plan, read_hardware
 from openk2.planner.make_plan import layouts, make_plan
 from openk2.planner.read_model import read_model
 
 K2 = read_model("k2-0905")
+CARD = """[device."My Card"]
+kind = "gpu"
+memory_bytes = 80e9
+bandwidth_bytes_per_s = 2e12
+bf16_flops_per_s = 1e15
+"""
 
 
 def plan(hardware: str = "16xH200", context: int = 4096, batch: int = 1, **options: object) -> Plan:
@@ -109,3 +117,28 @@ def test_the_planner_loads_nothing_heavy() -> None:
 def test_hardware_is_counted() -> None:
     hardware: Hardware = read_hardware("16 x h200")
     assert (hardware.num_devices, hardware.num_nodes) == (16, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[device]\nMine = 3", r"device Mine must be a table \[device.NAME\], not 3"),
+        ('[device."My Card"]\nkind = "gpu"\nmemory_bytes = nan', "lacks bandwidth_bytes_per_s"),
+        (
+            CARD.replace("2e12", "nan"),
+            "bandwidth_bytes_per_s of device My Card must be a number of at least 0, not nan",
+        ),
+        (CARD.replace("80e9", "inf"), "memory_bytes of device My Card must be a number of at least 0, not inf"),
+    ],
+)
+def test_hardware_files_with_mistakes_are_refused(text: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "cards.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_hardware("8xH200", file=file)
+
+
+def test_a_name_with_blanks_is_found(tmp_path: Path) -> None:
+    (tmp_path / "cards.toml").write_text(CARD)
+    for name in ("2x my card", "2xMy-Card"):
+        assert str(read_hardware(name, file=tmp_path / "cards.toml")) == "2 x My Card"

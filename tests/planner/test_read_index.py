@@ -81,9 +81,19 @@ def test_an_unknown_index_says_what_it_tells(
         read_model(str(write(tmp_path, size, *shape)))
 
 
+@pytest.mark.parametrize("size", [0, -1, "1 TB", float("inf")])
+def test_a_size_that_is_none_is_left_out(size: Any, tmp_path: Path) -> None:
+    assert "k2" in read_model(str(write(tmp_path, size, *K2))).name
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("{", "is no JSON"), ("[]", "holds no JSON object"), ("{}", "names no tensor of a layer")],
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds no JSON object"),
+        ("{}", "names no tensor of a layer"),
+        ('{"weight_map": [1], "metadata": 3}', "no tensor of a layer"),
+    ],
 )
 def test_files_that_are_no_index(text: str, message: str, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors.index.json"

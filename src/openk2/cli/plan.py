@@ -238,12 +238,14 @@ def _cost_rows(cost: Cost) -> list[tuple[str, str]]:
         ("  one answers", f"{cost.capacity_requests_per_day:,.0f} requests a day at the load's utilization"),
     ]
     for one in cost.hosted:
-        reach = "within reach" if one.break_even_requests_per_day <= cost.capacity_requests_per_day else "out of reach"
+        even = one.break_even_requests_per_day
+        reach = "out of reach" if even is None or even > cost.capacity_requests_per_day else "within reach"
+        when = "no break-even" if even is None else f"break-even at {even:,.0f} requests a day, {reach}"
         rows.append(
             (
                 f"  {one.provider}",
-                f"${one.month_usd:,.0f}, ${one.request_usd:.5f} a request, ${one.task_usd:.5f} a task; break-even at "
-                f"{one.break_even_requests_per_day:,.0f} requests a day, {reach} ({one.source}, {one.date})",
+                f"${one.month_usd:,.0f}, ${one.request_usd:.5f} a request, ${one.task_usd:.5f} a task; {when} "
+                f"({one.source}, {one.date})",
             )
         )
     return rows

@@ -69,10 +69,12 @@ def prices(file: Path = PRICE_FILE) -> Prices:
             f"{file} has unknown tables {', '.join(sorted(unknown))}; there are [device_hour.NAME] and [[hosted]]",
             param=str(file),
         )
-    hours = {
-        name: _usd(entry, "usd", f"{file}: device_hour.{name}") for name, entry in raw.get("device_hour", {}).items()
-    }
-    return Prices(device_hour_usd=hours, hosted=tuple(_hosted(entry, file) for entry in raw.get("hosted", ())))
+    own, hosted = raw.get("device_hour", {}), raw.get("hosted", [])
+    is_list = isinstance(hosted, list) and all(isinstance(entry, Mapping) for entry in hosted)
+    if not isinstance(own, Mapping) or not is_list:
+        raise ConfigError(f"{file}: prices are tables [device_hour.NAME] and [[hosted]]", param=str(file))
+    hours = {name: _usd(entry, "usd", f"{file}: device_hour.{name}") for name, entry in own.items()}
+    return Prices(device_hour_usd=hours, hosted=tuple(_hosted(entry, file) for entry in hosted))
 
 
 def _usd(entry: object, key: str, where: str) -> float:
@@ -88,6 +90,8 @@ def _hosted(entry: Mapping[str, Any], file: Path) -> HostedPrice:
     wrong = sorted(set(entry) ^ set(known))
     if wrong:
         raise ConfigError(f"{where}: it must have exactly {', '.join(known)}; see {', '.join(wrong)}", param=str(file))
+    if not isinstance(entry["models"], list):
+        raise ConfigError(f"{where}: models is a list of names, not {entry['models']!r}", param=str(file))
     values = {key: _usd(entry, key, where) for key in known if key.endswith("_usd")}
     return HostedPrice(**{**entry, **values, "models": tuple(entry["models"])})
 
@@ -114,8 +118,9 @@ class HostedCost:
     request_usd: float
     task_usd: float
     month_usd: float
-    break_even_requests_per_day: float
-    """From which on one deployment, running all day, is cheaper; it may not be able to answer so many."""
+    break_even_requests_per_day: float | None
+    """From which on one deployment, running all day, is cheaper; it may not be able to answer so many. None where the
+    hosted one costs nothing."""
     source: str
     date: str
 
@@ -144,6 +149,7 @@ def plan_cost(plan: Plan, device_hour_usd: float, hosted: tuple[HostedPrice, ...
     deployments = max(1, ceil(load.requests_per_day / capacity))
     month = deployments * one_month
     requests = load.requests_per_day * DAYS_PER_MONTH
+    asked = [(price, price.request_usd(load)) for price in hosted]
     return Cost(
         deployments=deployments,
         month_usd=month,
@@ -152,14 +158,14 @@ def plan_cost(plan: Plan, device_hour_usd: float, hosted: tuple[HostedPrice, ...
         hosted=tuple(
             HostedCost(
                 provider=price.provider,
-                request_usd=price.request_usd(load),
-                task_usd=price.request_usd(load) * load.requests_per_task,
-                month_usd=price.request_usd(load) * requests,
-                break_even_requests_per_day=one_month / DAYS_PER_MONTH / price.request_usd(load),
+                request_usd=usd,
+                task_usd=usd * load.requests_per_task,
+                month_usd=usd * requests,
+                break_even_requests_per_day=one_month / DAYS_PER_MONTH / usd if usd else None,
                 source=price.source,
                 date=price.date,
             )
-            for price in hosted
+            for price, usd in asked
         ),
     )
 

@@ -132,10 +132,12 @@ def read_devices(text: str, file: str) -> dict[str, Device]:
         raise ConfigError(f"{file} is no TOML: {error}", param=file) from None
     if not isinstance(tables, Mapping) or not tables:
         raise ConfigError(f"{file} has no table [device.NAME]", param=file)
-    return {name.lower(): _device(name, table, file) for name, table in tables.items()}
+    return {name.lower().replace(" ", "-"): _device(name, table, file) for name, table in tables.items()}
 
 
 def _device(name: str, table: Mapping[str, Any], file: str) -> Device:
+    if not isinstance(table, Mapping):
+        raise ConfigError(f"{file}: device {name} must be a table [device.NAME], not {table!r}", param=file)
     known = {field.name: field for field in fields(Device)}
     unknown = set(table) - set(known)
     if unknown:
@@ -149,7 +151,7 @@ def _device(name: str, table: Mapping[str, Any], file: str) -> Device:
     for key, value in table.items():
         if "str" in str(known[key].type):
             continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise ConfigError(
                 f"{file}: {key} of device {name} must be a number of at least 0, not {value!r}", param=file
             )

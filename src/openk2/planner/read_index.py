@@ -51,19 +51,24 @@ class IndexFacts:
 
 def index_facts(raw: Mapping[str, Any]) -> IndexFacts:
     """Counted from the names. Raises ConfigError where there are no layers."""
-    names = list(raw.get("weight_map") or ())
+    names = [name for name in _table(raw, "weight_map") if isinstance(name, str)]
     layers = {int(found[1]) for name in names if (found := LAYER.search(name))}
     experts = [(int(found[1]), int(found[2])) for name in names if (found := EXPERT.search(name))]
     if not layers:
         raise ConfigError("the index names no tensor of a layer in its weight_map", param="model")
-    size = (raw.get("metadata") or {}).get("total_size")
+    size = _table(raw, "metadata").get("total_size")
     return IndexFacts(
         num_layers=max(layers) + 1,
         num_experts=max((expert for _, expert in experts), default=-1) + 1,
         num_dense_layers=min((layer for layer, _ in experts), default=max(layers) + 1),
         scheme=next((name for suffix, name in SUFFIX_SCHEMES if any(n.endswith(suffix) for n in names)), "bf16"),
-        total_bytes=int(size) if isinstance(size, int | float) else None,
+        total_bytes=int(size) if isinstance(size, int | float) and 1 <= size < float("inf") else None,
     )
+
+
+def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = raw.get(key)
+    return found if isinstance(found, Mapping) else {}
 
 
 def read_index(file: Path, raw: Mapping[str, Any], known: Iterable[ModelShape]) -> ModelShape:

@@ -143,6 +143,7 @@ def break_even(
     hour = device_hour_usd(plan.hardware.device.name) if month_usd is None else month_usd / hours
     hosted = plan_cost(plan, hour, (hosted_price(provider, K2),)).hosted[0]
     formula = f"{plan.hardware} at {hour:.2f} USD x 24 h / {hosted.request_usd:g} USD a request"
+    assert hosted.break_even_requests_per_day is not None, "it has a price"
     return Quantity(value=hosted.break_even_requests_per_day, unit="requests/day", formula=formula)
 
 
