@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openk2.client.gateway.routing import choose
+from openk2.errors import ConfigError
 from openk2.planner.scale import Fleet, Service, Workload, simulate
 
 MEASURED = json.loads(MEASURED_FILE.read_text(encoding="utf-8"))
@@ -65,6 +66,11 @@ def test_all_engines_dead_is_a_loss() -> None:
     fleet = Fleet(engines=("only",), service=BENCHMARK_SERVICE, loss_after=0.5)
     run = simulate(replace(BENCHMARK, sessions=20), fleet, choose)
     assert run.lost > 0 and run.answered < 120
+
+
+def test_conversations_must_come() -> None:
+    with pytest.raises(ConfigError, match="conversations must come"):
+        simulate(replace(BENCHMARK, at_once=None), Fleet(engines=("only",), service=BENCHMARK_SERVICE), choose)
 
 
 def first(loads: Mapping[str, int], key: bytes) -> str:

@@ -59,5 +59,11 @@ def test_what_no_hardware_reaches_is_refused() -> None:
         plan_service(K2, Audience(users_per_day=1e6), ["1xL40S"], gateway_s=0.02)
 
 
+@pytest.mark.parametrize("wrong", [dict(users_per_day=0), dict(zones=1), dict(think_s=0), dict(peak=float("nan"))])
+def test_an_audience_that_is_none_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(wrong))} must be"):
+        Audience(**{"users_per_day": 1e6, **wrong})  # type: ignore[arg-type]
+
+
 def test_docs_scale_is_up_to_date() -> None:
     assert write_scale.PAGE.read_text(encoding="utf-8") == write_scale.page(), "run: python dev/write_scale.py"

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
+from openk2.errors import ConfigError
+
 Choose = Callable[[Mapping[str, int], bytes], str]
 """Requests under way at each engine, and a conversation's key -> the engine."""
 
@@ -144,7 +146,12 @@ class _Engine:
 
 
 def simulate(workload: Workload, fleet: Fleet, choose: Choose, *, seed: int = 0) -> Outcome:
-    """One run until every conversation has ended. The same seed gives the same run."""
+    """One run until every conversation has ended. The same seed gives the same run.
+
+    Raises ConfigError where no conversation comes.
+    """
+    if workload.at_once is None and not workload.arrivals_per_s > 0:
+        raise ConfigError("conversations must come: give at_once, or arrivals_per_s above 0", param="at_once")
     return _Run(workload, fleet, choose, seed).run()
 
 

@@ -45,6 +45,13 @@ class Audience:
     zones: int = 3
     """Rooms, of which any one may be lost at the peak."""
 
+    def __post_init__(self) -> None:
+        for name in ("users_per_day", "requests_per_user", "peak", "think_s", "headroom"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name} must be above 0, not {getattr(self, name)}", param=name)
+        if self.zones < 2:
+            raise ConfigError(f"zones must be at least 2, so that one may be lost, not {self.zones}", param="zones")
+
     @property
     def peak_requests_per_s(self) -> float:
         return self.users_per_day * self.requests_per_user / SECONDS_PER_DAY * self.peak
