@@ -140,6 +140,27 @@ def test_a_run_cut_anywhere_goes_on_bit_identically(
         assert all(torch.equal(value, resumed[name]) for name, value in weights(whole).items())
 
 
+@pytest.mark.parametrize("lr", [6e-4, 3e-4])
+def test_a_run_goes_on_with_other_rates(lr: float, small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    """Parameters of one rate are one group: another rate makes other groups."""
+    trainer = trainer_of(small, template, tmp_path)
+    for _ in range(3):
+        trainer.train_step()
+    trainer.save()
+    changed = replace(small, optimizer=replace(small.optimizer, lr=lr, weight_decay=0.05))
+    again = trainer_of(changed, template, tmp_path)
+    assert again.resume()
+    before, after = trainer.optimizer, again.optimizer
+    theirs, ours = dict(trainer.model.named_parameters()), dict(again.model.named_parameters())
+    assert [len(group["params"]) for group in before.param_groups] != [len(g["params"]) for g in after.param_groups]
+    for name, parameter in ours.items():
+        assert after.state[parameter].keys() == before.state[theirs[name]].keys(), name
+        for key, value in after.state[parameter].items():
+            assert torch.equal(torch.as_tensor(value), torch.as_tensor(before.state[theirs[name]][key])), (name, key)
+    assert {group["weight_decay"] for group in after.param_groups} == {0.05}
+    assert again.train_step()["lr"] == pytest.approx(lr)
+
+
 def test_a_state_from_before_accumulation_goes_on(small: Recipe, tmp_path: Path) -> None:
     generated = replace(small, data=DataConfig(), init="random", tokenizer=replace(small.tokenizer, samples=400))
     trainer, _ = open_run(generated, tmp_path)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -258,14 +258,25 @@ class Trainer:
             raise CheckpointError(f"{path} is of another [lora] section than the recipe's; choose another --output")
         self.source.seek(state.get("data", {}))
         self.model.load_state_dict(state["model"], strict=lora is None)
-        rates = [group["base_lr"] for group in self.optimizer.param_groups]
-        self.optimizer.load_state_dict(state["optimizer"])
-        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["base_lr"] = rate  # the recipe's, which may have been changed for this stretch of the run
+        self.optimizer.load_state_dict(_by_name(state["optimizer"], self.optimizer.state_dict()))
         self.workshop.refresh()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.batches = state.get("batches", self.step)  # states from before gradient accumulation have none
         return True
+
+
+def _by_name(saved: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:
+    """The saved state of each parameter in the present groups: the recipe's rates, which groups follow, may have been
+    changed for this stretch of the run."""
+    states = {
+        name: saved["state"][index]
+        for group in saved["param_groups"]
+        for name, index in zip(group["names"], group["params"], strict=True)
+        if index in saved["state"]
+    }
+    groups = present["param_groups"]
+    places = {name: index for group in groups for name, index in zip(group["names"], group["params"], strict=True)}
+    return {"state": {places[name]: state for name, state in states.items()}, "param_groups": groups}
 
 
 def _check_same_shape(recipe: Recipe) -> None:
