@@ -20,7 +20,7 @@ def expand_paths(patterns: Sequence[str]) -> list[Path]:
     A file whose own name has such marks is taken as it stands. Raises DataError for a pattern that names none or is
     malformed, and for a folder.
     """
-    paths: list[Path] = []
+    paths: dict[Path, None] = {}  # in order, each once
     for pattern in patterns:
         path = Path(pattern)
         if any(mark in pattern for mark in "*?[") and not path.exists():
@@ -35,8 +35,8 @@ def expand_paths(patterns: Sequence[str]) -> list[Path]:
             raise DataError(f"no file {pattern}", param="data.files")
         if found[0].is_dir():
             raise DataError(f"{pattern} is a folder; name its files, such as {pattern}/*.jsonl", param="data.files")
-        paths += [p for p in found if p not in paths]
-    return paths
+        paths |= dict.fromkeys(found)
+    return list(paths)
 
 
 def collect_texts(paths: Iterable[Path], field: str = "text") -> Collection[Document]:
