@@ -350,6 +350,8 @@ def test_a_recipe_on_files_runs_validates_and_refuses_other_data(small: Recipe, 
         ("[data]\nfile = 1", r"\[data\] unknown recipe key 'file'; there are files, held_out"),
         ("data = 3", "data must be a section"),
         ("accumulate = 0", "accumulate must be at least 1"),
+        ("[[stages]]\nbatch_tokens = 0", "batch_tokens must be at least 1"),
+        ("[[stages]]\nbatch_tokens = 9\nprompt_weight = 3", "prompt_weight is a share"),
         ('dtype = "float16"', "dtype must be float32 or bfloat16"),
         ('accumulate = "two"', "accumulate must be of type int"),
         ("recompute = 1", "recompute must be of type bool"),
@@ -364,6 +366,11 @@ def test_mistakes_in_a_recipe_are_named(tmp_path: Path, text: str, message: str)
     file.write_text(top + "\n" + base + ("[" + sections if sections else ""))
     with pytest.raises(ConfigError, match=message):
         load_recipe(file)
+
+
+def test_a_schedule_does_not_run_backwards() -> None:
+    with pytest.raises(ConfigError, match=r"schedule.decay_tokens must be at least 0, not -1"):
+        WarmupStableDecay(warmup_tokens=1, stable_tokens=1, decay_tokens=-1)
 
 
 def test_files_that_are_no_recipe_are_named(tmp_path: Path) -> None:

@@ -35,6 +35,14 @@ class StageConfig:
     prompt_weight: float = 0.0
     """Weight of the loss on the prompt's tokens; that share of them, drawn at random, is learned like the reply's."""
 
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1:
+            raise ConfigError(f"batch_tokens must be at least 1, not {self.batch_tokens}", param="batch_tokens")
+        if not 0 <= self.prompt_weight <= 1:
+            raise ConfigError(
+                f"prompt_weight is a share from 0 to 1, not {self.prompt_weight:g}", param="prompt_weight"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from openk2.errors import ConfigError
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay:
@@ -17,6 +19,11 @@ class WarmupStableDecay:
     """Tokens of the final cosine decay; 0 for none."""
     final_scale: float = 0.1
     """What is left of the peak at the end."""
+
+    def __post_init__(self) -> None:
+        for name in ("warmup_tokens", "stable_tokens", "decay_tokens", "final_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"schedule.{name} must be at least 0, not {getattr(self, name)}", param=name)
 
     @property
     def total_tokens(self) -> int:
