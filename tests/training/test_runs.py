@@ -18,11 +18,12 @@ from openk2.errors import CheckpointError, ConfigError, DataError, TrainingError
 from openk2.evals.lines import LineFile
 from openk2.models import ForwardBatch, K2Model
 from openk2.training.assemble import open_run
+from openk2.training.data import conversations
 from openk2.training.files import collect_conversations, collect_texts
 from openk2.training.init import random_init_
 from openk2.training.recipe import DataConfig, GuidesConfig, OptimizerConfig, Recipe, StageConfig, load_recipe
 from openk2.training.schedule import WarmupStableDecay
-from openk2.training.source import MessageSource, TextSource
+from openk2.training.source import BatchSource, MessageSource, TextSource
 from openk2.training.state import write_state
 from openk2.training.trainer import Trainer
 
@@ -101,6 +102,12 @@ def test_a_stream_goes_on_where_it_was_cut(small: Recipe, talks: Path, template:
                 assert torch.equal(again.supervised, batches[i].supervised)
     with pytest.raises(CheckpointError, match="other data"):
         make[0]().seek(make[1]().position())
+
+
+def test_a_window_too_short_for_generated_conversations_is_told(template: ChatTemplate) -> None:
+    source = BatchSource(template, lambda seed, stage: conversations(seed, "train", stage=stage), seed=0, max_length=9)
+    with pytest.raises(DataError, match=r"do not fit model.max_position_embeddings \(9 tokens\)"):
+        source.batch(0, STAGE)
 
 
 def test_conversations_too_long_for_the_window_are_counted(talks: Path, template: ChatTemplate) -> None:

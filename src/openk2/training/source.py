@@ -20,6 +20,8 @@ Conversations = Callable[[int, int], Iterator[Conversation]]
 """(seed, data stage) to an endless stream."""
 Position = Mapping[str, Any]
 """Where a stream goes on: plain values, kept in the run's state."""
+MOST_REFUSED = 200
+"""Generated conversations in a row that are too long: then the window is too short for any."""
 SHORTEST = 16
 """Tokens: a batch of text with less room than this is full."""
 
@@ -48,17 +50,27 @@ class BatchSource:
         self.seed, self.max_length = seed, max_length
 
     def batch(self, number: int, stage: StageConfig) -> PackedBatch:
-        """At most `stage.batch_tokens` tokens in whole conversations of at most `max_length` tokens."""
+        """At most `stage.batch_tokens` tokens in whole conversations of at most `max_length` tokens.
+
+        Raises DataError when none fits `max_length`.
+        """
         seed = self.seed * 1_000_003 + number
         examples: list[Example] = []
-        size = 0
+        size = refused = 0
         for conversation in self.conversations(seed, stage.data_stage):
             example = render_example(self.template, conversation.tools, conversation.messages)
             length = len(example.token_ids)
             if length > self.max_length:
+                refused += 1
+                if refused == MOST_REFUSED:
+                    raise DataError(
+                        f"generated conversations do not fit model.max_position_embeddings ({self.max_length} tokens)",
+                        param="model.max_position_embeddings",
+                    )
                 continue
             if examples and size + length > stage.batch_tokens:
                 break
+            refused = 0
             examples.append(example)
             size += length
         return _with_prompts(collate(examples), seed, stage.prompt_weight)
