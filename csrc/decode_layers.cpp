@@ -244,7 +244,9 @@ void attention(const DecodeLayers& args, const DecodeLayer& layer, const Buffers
         for (int64_t i = 0; i < width; ++i) slot[i] = kv[i];
     }
     const int64_t head_tasks = ceil_div(s.heads, kTaskHeads);
-    parallel_for(tokens * head_tasks, [&](int64_t task) {
+    int64_t read = tokens * s.heads * (s.nope + s.value) * s.latent * 2;
+    for (int64_t t = 0; t < tokens; ++t) read += (args.positions[t] + 1) * s.heads * width * 4;
+    parallel_for(tokens * head_tasks, read, [&](int64_t task) {
         const int64_t first = task % head_tasks * kTaskHeads;
         const int64_t count = s.heads - first < kTaskHeads ? s.heads - first : kTaskHeads;
         attend(args, layer, b, task / head_tasks, first, count, b.attention + task * attention_floats(s));
@@ -337,7 +339,8 @@ void feed_forward(const DecodeLayers& args, const DecodeLayer& layer, const Buff
     norm(args.h, layer.post_norm, b.normed, tokens, s.hidden, s.norm_eps);
     int64_t topk = s.topk;
     if (layer.router) {
-        parallel_for(tokens, [&](int64_t token) { route(args, layer, b, token); });
+        parallel_for(tokens, tokens * layer.down.count * s.hidden * 4,
+                     [&](int64_t token) { route(args, layer, b, token); });
     } else {
         topk = 1;
         for (int64_t t = 0; t < tokens; ++t) b.ids[t] = 0, b.weights[t] = 1.0f;

@@ -50,10 +50,11 @@ void run_experts(const PackedExperts& args) {
     float* y = reinterpret_cast<float*>(scratch);
     scratch += padded(args.tokens * topk * hidden * 4);
     const Groups groups = group_pairs(args, scratch);
-    parallel_for(args.tokens, [&](int64_t row) { put_row(x, row, args.x + row * hidden, hidden); });
+    parallel_for(args.tokens, args.tokens * hidden * 4, [&](int64_t row) { put_row(x, row, args.x + row * hidden, hidden); });
 
     const int64_t in_tile = tile_bytes(args.gate_up), in_matrix = matrix_bytes(args.gate_up);
-    parallel_for(groups.num_chosen * h.groups, [&](int64_t task) {
+    const int64_t blocks = groups.num_chosen + ceil_div(args.tokens * topk, kRowBlock);  // readings of a matrix, at most
+    parallel_for(groups.num_chosen * h.groups, 2 * blocks * in_matrix, [&](int64_t task) {
         const int64_t expert = groups.chosen[task / h.groups], group = task % h.groups;
         const int64_t columns = width - group * kGroup < kGroup ? width - group * kGroup : kGroup;
         const uint8_t* gate = args.gate_up.data + 2 * expert * in_matrix + 2 * group * in_tile;
@@ -76,7 +77,7 @@ void run_experts(const PackedExperts& args) {
 
     const int64_t tiles = ceil_div(hidden, kTileRows), per_expert = ceil_div(tiles, kTilesPerTask);
     const int64_t out_tile = tile_bytes(args.down), out_matrix = matrix_bytes(args.down);
-    parallel_for(groups.num_chosen * per_expert, [&](int64_t task) {
+    parallel_for(groups.num_chosen * per_expert, blocks * out_matrix, [&](int64_t task) {
         const int64_t expert = groups.chosen[task / per_expert], first = task % per_expert * kTilesPerTask;
         const int64_t end = first + kTilesPerTask < tiles ? first + kTilesPerTask : tiles;
         for (int64_t tile = first; tile < end; ++tile)
@@ -92,7 +93,7 @@ void run_experts(const PackedExperts& args) {
             }
     });
 
-    parallel_for(args.tokens, [&](int64_t token) {
+    parallel_for(args.tokens, args.tokens * topk * hidden * 4, [&](int64_t token) {
         float* out = args.out + token * hidden;
         for (int64_t i = 0; i < hidden; ++i) out[i] = 0.0f;
         for (int64_t k = 0; k < topk; ++k) {

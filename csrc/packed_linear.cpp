@@ -15,9 +15,9 @@ void multiply_rows(const PackedLinear& args) {
     const PackedStack& w = args.weight;
     uint8_t* scratch = args.scratch;
     const Activations a = activations_at(scratch, format, args.tokens, w.cols);
-    parallel_for(args.tokens, [&](int64_t row) { put_row(a, row, args.x + row * w.cols, w.cols); });
+    parallel_for(args.tokens, args.tokens * w.cols * 4, [&](int64_t row) { put_row(a, row, args.x + row * w.cols, w.cols); });
     const int64_t tiles = ceil_div(w.rows, kTileRows), bytes = tile_bytes(w);
-    parallel_for(ceil_div(tiles, kTilesPerTask), [&](int64_t task) {
+    parallel_for(ceil_div(tiles, kTilesPerTask), tiles * bytes * ceil_div(args.tokens, kRowBlock), [&](int64_t task) {
         const int64_t end = (task + 1) * kTilesPerTask < tiles ? (task + 1) * kTilesPerTask : tiles;
         for (int64_t tile = task * kTilesPerTask; tile < end; ++tile) {
             for (int64_t row = 0; row < args.tokens; row += kRowBlock) {

@@ -28,5 +28,15 @@ inline void parallel_for(int64_t tasks, const Body& body) {
         tasks, [](const void* context, int64_t task) { (*static_cast<const Body*>(context))(task); }, &body);
 }
 
+// What is read in a shorter time than it takes to call other threads is left to the caller.
+constexpr int64_t kWorthSharing = 512 * 1024;
+
+// The same for tasks that read about `bytes` bytes in all.
+template <typename Body>
+inline void parallel_for(int64_t tasks, int64_t bytes, const Body& body) {
+    if (bytes >= kWorthSharing) return parallel_for(tasks, body);
+    for (int64_t task = 0; task < tasks; ++task) body(task);
+}
+
 }  // namespace
 }  // namespace openk2
