@@ -15,7 +15,7 @@ from tests.support.walks import walk
 from openk2.chat.constraints import ToolConstraint
 from openk2.chat.lexers import Marker
 from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
-from openk2.chat.numbers import MOST_DIGITS, MOST_INTEGER_DIGITS, DigitMasks, NumberWatch
+from openk2.chat.numbers import MOST_DIGITS, MOST_EXPONENT_DIGITS, MOST_INTEGER_DIGITS, DigitMasks, NumberWatch
 from openk2.chat.parser import parse_ids
 from openk2.chat.response_format import build_constraint
 from openk2.tokenizer import Tokenizer
@@ -35,14 +35,15 @@ def test_the_watch_knows_a_number_from_text(number: float, text: str) -> None:
     assert watch.room is None
     said = json.dumps(number)
     watch.feed(b"[" + said.encode())
-    mantissa = said.partition("e")[0].lstrip("-")
-    if "e" not in said:
-        most = MOST_DIGITS if "." in said else MOST_INTEGER_DIGITS
-        assert watch.room == max(0, most - len(mantissa.replace(".", "")))
+    mantissa, _, exponent = said.lower().partition("e")
+    most = MOST_EXPONENT_DIGITS if exponent else MOST_DIGITS if "." in said else MOST_INTEGER_DIGITS
+    assert watch.room == max(0, most - sum(c.isdigit() for c in exponent or mantissa))
+    watch.feed(b", ")
+    assert watch.room is None
 
 
 @pytest.mark.parametrize("schema", BOUNDS, ids=str)
-@pytest.mark.parametrize("digit", "09")
+@pytest.mark.parametrize("digit", ["0", "9", "e"])
 def test_a_number_that_only_repeats_a_digit_stays_within_its_bounds(
     tokenizer: Tokenizer, schema: dict[str, object], digit: str
 ) -> None:
@@ -56,10 +57,11 @@ def test_a_number_that_only_repeats_a_digit_stays_within_its_bounds(
         constraint.accept(token_id)
     wanted = tokenizer.encode(digit)[0]
     words, rng = np.zeros((tokenizer.vocab_size + 31) // 32, np.int32), random.Random(0)
+    nine = tokenizer.encode("9")[0]
     while ids[-1] != tokenizer.specials[Marker.CALL_END.value]:
         constraint.fill_mask(words)
         allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
-        ids.append(wanted if wanted in allowed else rng.choice(allowed))
+        ids.append(next((token_id for token_id in (wanted, nine) if token_id in allowed), None) or rng.choice(allowed))
         constraint.accept(ids[-1])
         assert len(ids) < 80
     (call,) = parse_ids(tokenizer, ids, "stop").message.tool_calls

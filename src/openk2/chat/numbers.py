@@ -2,8 +2,8 @@
 
 A grammar of 'less than 0.5' rightly allows 0.49999999999999999999, which every reader of JSON rounds to 0.5; and a
 small model that repeats itself never ends its digits. So a number with a fraction has at most 15 digits, which double
-precision keeps apart (IEEE 754), and an integer at most 24, enough for any identifier. Where the schema wants yet more,
-as for 'above 0' after zeros alone, a digit other than 0 comes next.
+precision keeps apart (IEEE 754), an integer at most 24, enough for any identifier, and an exponent 2, which double
+precision holds. Where the schema wants yet more, as for 'above 0' after zeros alone, a digit other than 0 comes next.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from openk2.tokenizer import Tokenizer
 MOST_DIGITS = 15
 """Of a number with a fraction, leading zeros included."""
 MOST_INTEGER_DIGITS = 24
+MOST_EXPONENT_DIGITS = 2
 
 Words = NDArray[np.int32]
 
@@ -28,7 +29,7 @@ class NumberWatch:
     def __init__(self) -> None:
         self._in_string = self._escaped = False
         self._digits = 0
-        self._has_fraction = False
+        self._most = MOST_INTEGER_DIGITS
 
     def feed(self, text: bytes) -> None:
         for byte in text:
@@ -39,26 +40,30 @@ class NumberWatch:
             elif 0x30 <= byte <= 0x39:
                 self._digits += 1
             elif byte == 0x2E:
-                self._has_fraction = True
-            else:
+                self._most = MOST_DIGITS
+            elif byte in b"eE" and self._digits:
+                self._digits, self._most = 0, MOST_EXPONENT_DIGITS
+            elif byte not in b"+-" or self._most != MOST_EXPONENT_DIGITS:
                 self._in_string = byte == 0x22
-                self._digits, self._has_fraction = 0, False
+                self._digits, self._most = 0, MOST_INTEGER_DIGITS
 
     @property
     def room(self) -> int | None:
         """Digits that the number which the text is in may still get; None: it is in none."""
-        if not self._digits:
+        if not self._digits and self._most != MOST_EXPONENT_DIGITS:
             return None
-        return max(0, (MOST_DIGITS if self._has_fraction else MOST_INTEGER_DIGITS) - self._digits)
+        return max(0, self._most - self._digits)
 
 
 class DigitMasks:
-    """Which tokens of a vocabulary begin with more than some number of digits."""
+    """Which tokens of a vocabulary begin with more than some number of digits; an exponent's `e` counts as one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         texts = [tokenizer.token_bytes(token_id) for token_id in range(tokenizer.n_ranks)]
         self._leading = np.zeros((tokenizer.vocab_size + 31) // 32 * 32, np.int32)
-        self._leading[: len(texts)] = [len(text) - len(text.lstrip(b"0123456789")) for text in texts]
+        self._leading[: len(texts)] = [
+            len(text) - len(text.lstrip(b"0123456789")) or int(text[:1] in (b"e", b"E")) for text in texts
+        ]
         self._most = int(self._leading.max())
         zeros = np.zeros(len(self._leading), bool)
         zeros[: len(texts)] = [text.startswith(b"0") for text in texts]
