@@ -20,26 +20,21 @@ import torch
 
 from openk2.bench import Case, make_cases, measure_limits, run
 from openk2.bench.limits import MachineLimits
+from openk2.bench.run import SCHEMES
 from openk2.llm.source import Source
-from openk2.planner import TimeTerms
-from openk2.planner.hardware import OPENK2_CPU_EFFICIENCY, Efficiency
+from openk2.planner import ModelShape, scheme
+from openk2.planner.hardware import OPENK2_CPU_EFFICIENCY
 
 FORMATS = {"k2-nano": ("bf16", "int4"), "random:mini": ("bf16", "int4"), "random:moonlight": ("int4",)}
 
 
-def with_losses(limit: TimeTerms, gain: Efficiency, layers: int) -> float:
-    """Seconds as the planner counts them, from those without losses."""
-    work = max((limit.weights_s + limit.cache_s) / gain.bandwidth_fraction, limit.arithmetic_s / gain.flops_fraction)
-    return work + gain.overhead_s_per_step + layers * gain.overhead_s_per_layer
-
-
 def compare(name: str, formats: str, limits: MachineLimits, cases: list[Case], rounds: int) -> list[dict[str, Any]]:
     source = Source.find(name)
-    layers = source.config.num_hidden_layers
+    shape, stored, device = ModelShape.from_config(name, source.config), scheme(SCHEMES[formats]), limits.as_device()
     done = run(source, cases, limits, quantization=formats, rounds=rounds)
     found = []
     for one in done.results:
-        predicted = one.tokens / with_losses(one.limit, OPENK2_CPU_EFFICIENCY, layers)
+        predicted = one.tokens / one.case.limit(shape, stored, "f32", device, OPENK2_CPU_EFFICIENCY).total_s
         found.append(
             {
                 "model": name,

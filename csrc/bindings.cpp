@@ -166,6 +166,9 @@ NB_MODULE(_native, m) {
     m.def("supported_isas", &supported_isas, "Names of the instruction sets that this machine has, slowest first.");
     m.def("set_num_threads", &openk2::set_num_threads, nb::arg("threads"), "Threads of a kernel, the caller among them.");
     m.def("num_threads", &openk2::num_threads);
+    m.def("set_least_shared_bytes", &openk2::set_least_shared_bytes, nb::arg("bytes"),
+          "Loops that read fewer bytes stay with the calling thread.");
+    m.def("least_shared_bytes", &openk2::least_shared_bytes);
     nb::class_<DecodePlan>(m, "DecodePlan")
         .def(nb::init<std::array<std::int64_t, 10>, std::array<bool, 3>, std::array<double, 4>>(), nb::arg("sizes"),
              nb::arg("rules"), nb::arg("scales"))

@@ -115,6 +115,8 @@ class Pool {
     std::atomic<uint32_t> loops_{0};    // what idle threads sleep on
 };
 
+std::atomic<int64_t> least_shared{512 * 1024};
+
 // Never destroyed: its threads may look at it until the process is gone.
 Pool& pool() {
     static Pool* const the_pool = new Pool;
@@ -125,6 +127,8 @@ Pool& pool() {
 
 void set_num_threads(int threads) { pool().set_threads(threads); }
 int num_threads() { return pool().threads(); }
+void set_least_shared_bytes(int64_t bytes) { least_shared.store(bytes, std::memory_order_relaxed); }
+int64_t least_shared_bytes() { return least_shared.load(std::memory_order_relaxed); }
 void run_tasks(int64_t tasks, Body body, const void* context) { pool().run(tasks, body, context); }
 
 }  // namespace openk2

@@ -15,6 +15,11 @@ namespace openk2 {
 void set_num_threads(int threads);
 int num_threads();
 
+// Loops that read less than this are over before another thread is there. Tests set it to 0, so that small tensors go
+// through the pool.
+void set_least_shared_bytes(int64_t bytes);
+int64_t least_shared_bytes();
+
 // Calls body(context, task) for each task in [0, tasks), and returns when all are done. From within a task, or while
 // another caller's loop runs, the tasks run one after the other on the calling thread. At most 2^32 - 1 tasks; a body
 // must not throw.
@@ -28,13 +33,10 @@ inline void parallel_for(int64_t tasks, const Body& body) {
         tasks, [](const void* context, int64_t task) { (*static_cast<const Body*>(context))(task); }, &body);
 }
 
-// What is read in a shorter time than it takes to call other threads is left to the caller.
-constexpr int64_t kWorthSharing = 512 * 1024;
-
-// The same for tasks that read about `bytes` bytes in all.
+// The same for tasks that read about `bytes` bytes in all: few are left to the caller.
 template <typename Body>
 inline void parallel_for(int64_t tasks, int64_t bytes, const Body& body) {
-    if (bytes >= kWorthSharing) return parallel_for(tasks, body);
+    if (bytes >= least_shared_bytes()) return parallel_for(tasks, body);
     for (int64_t task = 0; task < tasks; ++task) body(task);
 }
 

@@ -51,7 +51,7 @@ def test_quantised_logits_stay_near(tmp_path: Path, formats: str, largest: float
 
 
 @pytest.mark.skipif(not cpu.available(), reason="the extension is not built")
-def test_chunks_mates_and_threads_change_no_bit(packed: K2Model) -> None:
+def test_chunks_mates_and_threads_change_no_bit(packed: K2Model, shared_loops: None) -> None:
     text = prompt(61, seed=1)
     alone = Recorder(Engine(packed, EngineConfig(enable_prefix_caching=False)))
     expected = alone.add("alone", text, max_tokens=10)

@@ -110,7 +110,7 @@ def test_experts_parity(isa: str, shape: tuple[int, int, int, int, int], format:
 
 @needs_extension
 @pytest.mark.parametrize("format", FORMATS)
-def test_no_bit_depends_on_batch_threads_or_instruction_set(format: Format, threads: None) -> None:
+def test_no_bit_depends_on_batch_threads_or_instruction_set(format: Format, threads: None, shared_loops: None) -> None:
     tokens, experts, topk, width, hidden = 37, 8, 3, 50, 129
     x = randn(tokens, hidden, seed=1)
     head = packed(randn(1, 333, hidden), format)

@@ -43,14 +43,22 @@ class Case:
             return f"prefill {self.context:,}"
         return f"decode at {self.context:,}" + (f", {self.batch} together" if self.batch > 1 else "")
 
-    def limit(self, shape: ModelShape, scheme: Scheme, cache_format: str, device: Device) -> TimeTerms:
-        """Seconds at the machine's limit, by the planner's roofline: of the whole prompt, or of one decode step."""
+    def limit(
+        self,
+        shape: ModelShape,
+        scheme: Scheme,
+        cache_format: str,
+        device: Device,
+        efficiency: Efficiency = _NO_LOSSES,
+    ) -> TimeTerms:
+        """Seconds by the planner's roofline, at the machine's limit unless there is an `efficiency`: of the whole
+        prompt, or of one decode step."""
         is_prefill = self.kind == "prefill"
         return step_time(
             shape,
             scheme,
             cache_format,
-            Hardware(device=device, efficiency=_NO_LOSSES),
+            Hardware(device=device, efficiency=efficiency),
             Parallelism(),
             tokens=self.context if is_prefill else self.batch,
             context_tokens=self.context / 2 if is_prefill else self.context,

@@ -21,7 +21,7 @@ from openk2.llm.source import Source, serving_dtype, serving_quantization
 from openk2.models import K2Model
 from openk2.planner import ModelShape, TimeTerms, scheme
 
-_SCHEMES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
+SCHEMES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
 """The planner's scheme of the same bits a weight as a packed format."""
 
 
@@ -86,7 +86,7 @@ def run(
     load_s = time.perf_counter() - started
     shape = ModelShape.from_config(source.name, source.config)
     cache_format = "bf16" if model.model.embed_tokens.weight.dtype == torch.bfloat16 else "f32"
-    stored = scheme(cache_format if formats is None else _SCHEMES[formats.experts])
+    stored = scheme(cache_format if formats is None else SCHEMES[formats.experts])
     longest = max(case.context + case.answer_tokens for case in cases)
     engine = Engine(
         model,

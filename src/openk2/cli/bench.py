@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,6 +37,7 @@ def command(
     import torch
 
     from openk2.bench import make_cases, measure_limits, run
+    from openk2.cli.progress import progress_bar
     from openk2.llm.source import Source
 
     if threads is not None:
@@ -52,7 +51,7 @@ def command(
         _sizes(batch, "batch"),
         window=source.config.max_position_embeddings,
     )
-    with _progress(len(cases) * (rounds + 1)) as on_round:
+    with progress_bar("rounds", len(cases) * (rounds + 1)) as on_round:
         done = run(source, cases, measure_limits(), quantization=quantization, rounds=rounds, on_round=on_round)
     if plot is not None:
         _draw(done, plot)
@@ -141,15 +140,3 @@ def _draw(done: Bench, folder: Path) -> None:
     )
     for file in draw([figure], folder):
         typer.echo(str(file), err=True)
-
-
-@contextmanager
-def _progress(rounds: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, when that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        bar = progress.add_task("rounds", total=rounds)
-        yield lambda: progress.advance(bar)

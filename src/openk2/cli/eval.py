@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from enum import StrEnum
@@ -119,21 +118,17 @@ def _evaluate(
     records: RecordFile | None,
 ) -> Report:
     """Evaluate with a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    from openk2.cli.progress import progress_bar
     from openk2.evals import evaluate
 
     settings = tuple(settings)
     known = sum(records.find(case, on) is not None for case in cases for on in settings) if records is not None else 0
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        bar = progress.add_task("cases", total=len(cases) * len(settings), completed=known)
+    with progress_bar("cases", len(cases) * len(settings), done=known) as advance:
         return evaluate(
             provider,
             cases,
             grammar=settings,
             concurrency=concurrency,
             records=records,
-            on_record=lambda record: progress.advance(bar),
+            on_record=lambda record: advance(),
         )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,13 +131,17 @@ def _verify(
     concurrency: int | None,
     output: Path | None,
 ) -> Report:
+    from openk2.cli.progress import progress_bar
     from openk2.evals.verify import Overrides, Plan, RecordLog, generate_lines, read_lines, verify
 
     given = read_lines(requests) if requests is not None else None
     window = _window(provider)
     lines = given if given is not None else generate_lines(n, seed, window=window)
     plan = Plan.of(lines, Overrides(provider.model, **overrides), cases, window=window, concurrency=concurrency)
-    with RecordLog(output, plan.hashes) if output else nullcontext() as log, _progress(plan.steps) as advance:
+    with (
+        RecordLog(output, plan.hashes) if output else nullcontext() as log,
+        progress_bar("steps", plan.steps) as advance,
+    ):
         return asyncio.run(verify(provider, plan, log=log, on_done=advance))
 
 
@@ -152,15 +154,3 @@ def _window(provider: RemoteProvider) -> int | None:
         return provider.max_model_len
     except RequestError:
         return None
-
-
-@contextmanager
-def _progress(steps: int) -> Iterator[Callable[[], None]]:
-    """A bar on standard error, when that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as progress:
-        bar = progress.add_task("steps", total=steps)
-        yield lambda: progress.advance(bar)

@@ -43,8 +43,6 @@ class PackedDecode:
         self._config, self._layers = model.config, model.decoder_layers
         self._ops: dict[int, DecodeLayers] = {}
         """By the cache's block size."""
-        self.isa_name: str | None = None
-        """The instruction set to use; None: the machine's best."""
 
     def __call__(
         self, h: Tensor, batch: ForwardBatch, rotary: tuple[Tensor, Tensor], kv_cache: Sequence[Tensor]
@@ -59,15 +57,7 @@ class PackedDecode:
         starts = torch.tensor(paged.query_starts)
         sequences = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
         return self._ops[block_size](
-            h,
-            rotary,
-            batch.positions,
-            paged.slot_mapping,
-            sequences,
-            paged.block_tables,
-            kv_cache,
-            batch.topk,
-            isa_name=self.isa_name,
+            h, rotary, batch.positions, paged.slot_mapping, sequences, paged.block_tables, kv_cache, batch.topk
         )
 
 

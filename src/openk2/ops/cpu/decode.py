@@ -92,8 +92,6 @@ class DecodeLayers:
         block_tables: Tensor,
         caches: Sequence[Tensor],
         budgets: Tensor | None,
-        *,
-        isa_name: str | None = None,
     ) -> Tensor:
         """h (T, hidden) float32 after the last layer; the latents of its tokens are in the caches then.
 
@@ -116,7 +114,7 @@ class DecodeLayers:
             0 if budgets is None else budgets.data_ptr(),
             [cache.data_ptr() for cache in caches],
             out.shape[0],
-            isa_name or isa(),
+            isa(),
         )
         return out
 
