@@ -34,6 +34,8 @@ class EngineConfig:
     max_model_len: int | None = None
     """Prompt plus answer, in tokens. None: the model's window."""
     enable_prefix_caching: bool = True
+    record_routing: bool = False
+    """Tell with each finished request which experts its tokens went through: for training on the answers."""
 
     def __post_init__(self) -> None:
         for name, least in {
@@ -99,7 +101,7 @@ class Engine:
         self.max_model_len = min(config.max_model_len or window, self.blocks.capacity)
         """Most tokens of a request, prompt and answer: the window, or the cache where that is smaller."""
         cache = LatentCache(model.config, num_blocks, config.block_size, device=weight.device, dtype=weight.dtype)
-        self.runner = ModelRunner(model, cache, config.block_size)
+        self.runner = ModelRunner(model, cache, config.block_size, record_routing=config.record_routing)
         self.scheduler = Scheduler(
             self.blocks,
             max_num_batched_tokens=config.max_num_batched_tokens,
@@ -201,11 +203,14 @@ class Engine:
                 finish_reason, error = "error", f"the request's grammar failed: {fault}"
         new = [] if error else state.token_ids[before:]
         self._generated_tokens += len(new)
+        routing = None
         if finish_reason is not None:
+            routing = self.runner.routing_of(state)
             self.abort(state.request_id)
         told = _logprobs(new, sampled, logits_V, state.sampling.logprobs) if new else ()
         told_of_prompt = tuple(state.prompt_logprobs) if new and before == state.num_prompt_tokens else ()
-        return StepOutput(state.request_id, new, finish_reason, state.cached_tokens or 0, error, told, told_of_prompt)
+        cached = state.cached_tokens or 0
+        return StepOutput(state.request_id, new, finish_reason, cached, error, told, told_of_prompt, routing)
 
     @staticmethod
     def _append(state: RequestState, sampled: int) -> FinishReason | None:

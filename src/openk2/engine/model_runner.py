@@ -23,9 +23,25 @@ LOGIT_ROWS = 32
 class ModelRunner:
     """A model and its cache on one device."""
 
-    def __init__(self, model: K2Model, cache: LatentCache, block_size: int) -> None:
+    def __init__(self, model: K2Model, cache: LatentCache, block_size: int, *, record_routing: bool = False) -> None:
         self.model, self.cache, self.block_size = model, cache, block_size
         self.device = cache.layers[0].device
+        self.routing: Tensor | None = None
+        """(slots, layers, experts per token) int16: kept where the token's latents are, so that a prefix that is shared
+        brings its choices along."""
+        if record_routing:
+            c, (blocks, size, _) = model.config, cache.layers[0].shape
+            self.routing = torch.zeros(
+                blocks * size, c.num_hidden_layers, c.num_experts_per_tok, dtype=torch.int16, device=self.device
+            )
+
+    def routing_of(self, request: RequestState) -> Tensor | None:
+        """The experts of the request's computed tokens, in order, as `StepOutput.routing`; None when not recorded."""
+        if self.routing is None:
+            return None
+        size = self.block_size
+        slots = [request.blocks[at // size] * size + at % size for at in range(request.num_computed)]
+        return self.routing[torch.tensor(slots, device=self.device)]
 
     @torch.inference_mode()
     def run(self, chunks: Sequence[Chunk]) -> Tensor:
@@ -54,6 +70,8 @@ class ModelRunner:
         ids = [token for chunk in chunks for token in chunk.request.token_ids[chunk.start : chunk.end]]
         batch = self._batch(chunks, generated)
         hidden = self.model(torch.tensor(ids, device=self.device), batch, self.cache.layers)
+        if self.routing is not None and batch.paged is not None and batch.chosen_ids is not None:
+            self.routing[batch.paged.slot_mapping] = batch.chosen_ids.transpose(0, 1).short()
         if not generated:
             self._tell_prompts(chunks, hidden)
         ends = accumulate(chunk.num_tokens for chunk in chunks)
@@ -100,9 +118,13 @@ class ModelRunner:
             generated=torch.full((len(positions),), generated),
         )
         reduced = any(topk != trained for topk in budget)
+        chosen = None
+        if self.routing is not None:
+            chosen = torch.zeros(self.model.config.num_hidden_layers, len(slots), trained, dtype=torch.int64)
         return ForwardBatch(
             positions=torch.tensor(positions, device=self.device),
             paged=paged,
             per_row=generated,
             topk=torch.tensor(budget, device=self.device) if reduced else None,
+            chosen_ids=None if chosen is None else chosen.to(self.device),
         )

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from torch import Tensor
+
 from openk2.config import SamplingParams
 from openk2.engine.constraint import TokenConstraint
 
@@ -52,6 +54,9 @@ class StepOutput:
     """Of each of `token_ids`, when the request asked for them."""
     prompt_logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the prompt's tokens but its first, when the request asked for them; with the first of `token_ids`."""
+    routing: Tensor | None = None
+    """(tokens, layers, experts per token) int16, when the request ended and the engine records it: the experts of every
+    token that was computed, which is all of prompt and answer but the answer's last."""
 
 
 @dataclass(eq=False)

@@ -42,6 +42,11 @@ class ForwardBatch:
     """Compute each token's matrix products by themselves (`ops.single_rows`): for tokens that were all generated."""
     topk: Tensor | None = None
     """(T,) int64 expert budget of each token; None is the trained one."""
+    topk_ids: Tensor | None = None
+    """(layers, T, K) int64: each token's experts, given in place of the router's choice, as when a rollout is replayed.
+    The router still weighs them. Layers without experts ignore their part."""
+    chosen_ids: Tensor | None = None
+    """(layers, T, K) int64, into which the experts of each token are written."""
     max_logits: Tensor | None = None
     """(layers, heads) float32, raised in place to the largest attention logits seen: for QK-Clip."""
     expert_load: Tensor | None = None

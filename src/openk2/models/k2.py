@@ -58,7 +58,8 @@ class Backbone(nn.Module):
             self._inv_freq = inv_freq(self.config).to(input_ids.device)
         rotary = rotary_tables(batch.positions, self._inv_freq, self.config)
         h = self.embed_tokens(input_ids)
-        if self.decode is not None and batch.per_row and kv_cache is not None:
+        # One call for all layers says nothing of the choices made inside.
+        if self.decode is not None and batch.per_row and kv_cache is not None and batch.chosen_ids is None:
             return self.norm(self.decode(h, batch, rotary, kv_cache))
         for index, layer in enumerate(self.layers):
             if batch.recompute:

@@ -26,8 +26,8 @@ class MoEGate(nn.Module):
             bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
             self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
 
-    def forward(self, x: Tensor, batch: ForwardBatch) -> tuple[Tensor, Tensor]:
-        """Each token's experts (T, K) and their weights, float32."""
+    def forward(self, x: Tensor, batch: ForwardBatch, topk_ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Each token's experts (T, K), unless given, and their weights, float32."""
         c = self.config
         return ops.route(
             ops.linear(x.float(), self.weight.float(), per_row=batch.per_row),
@@ -40,6 +40,7 @@ class MoEGate(nn.Module):
             norm_topk_prob=c.norm_topk_prob,
             routed_scaling_factor=c.routed_scaling_factor,
             budget_T=batch.topk,
+            topk_ids=topk_ids,
         )
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
@@ -89,7 +90,10 @@ class MoE(nn.Module):
             self.shared_experts = MLP(config.hidden_size, config.moe_intermediate_size * config.n_shared_experts)
 
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
-        topk_ids, topk_weights = self.gate(x, batch)
+        given = None if batch.topk_ids is None else batch.topk_ids[self.layer]
+        topk_ids, topk_weights = self.gate(x, batch, given)
+        if batch.chosen_ids is not None:
+            batch.chosen_ids[self.layer] = topk_ids
         if batch.expert_load is not None:
             ones = torch.ones(topk_ids.numel(), device=x.device)
             batch.expert_load[self.layer].scatter_add_(0, topk_ids.flatten(), ones)

@@ -97,6 +97,7 @@ def route(
     norm_topk_prob: bool,
     routed_scaling_factor: float,
     budget_T: Tensor | None = None,
+    topk_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.route`."""
     return reference.route(
@@ -110,6 +111,7 @@ def route(
         norm_topk_prob=norm_topk_prob,
         routed_scaling_factor=routed_scaling_factor,
         budget_T=budget_T,
+        topk_ids=topk_ids,
         sigmoid=torch.sigmoid if _needs_grad(logits_TE) else row_pointwise.sigmoid,
     )
 

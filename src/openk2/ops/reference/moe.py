@@ -25,24 +25,27 @@ def route(
     norm_topk_prob: bool,
     routed_scaling_factor: float,
     budget_T: Tensor | None = None,
+    topk_ids: Tensor | None = None,
     sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> tuple[Tensor, Tensor]:
     """Choose each token's experts: ids (T, K) int64 and weights (T, K) float32, strongest first.
 
     `correction_bias_E` moves the choice, never the weight. `budget_T` (int64, 1..K) cuts a token's list short: the
     weights past its budget are 0 and the rest are scaled up so that the root of their squared sum, to which the
-    routed output's RMS is proportional for independent experts, stays that of the full list.
+    routed output's RMS is proportional for independent experts, stays that of the full list. `topk_ids` (T, K), where
+    given, are the choice.
     """
     logits_TE = logits_TE.float()
     scores = sigmoid(logits_TE) if scoring_func == "sigmoid" else logits_TE.softmax(-1)
-    choice = scores if correction_bias_E is None else scores + correction_bias_E
-    if n_group > 1 and topk_method != "greedy":
-        grouped = choice.unflatten(-1, (n_group, -1))
-        group_score = grouped.topk(2, -1).values.sum(-1) if topk_method == "noaux_tc" else grouped.amax(-1)
-        kept = torch.zeros_like(group_score, dtype=torch.bool)
-        kept.scatter_(1, group_score.topk(topk_group, -1).indices, True)
-        choice = grouped.masked_fill(~kept[..., None], -torch.inf).flatten(1)
-    topk_ids = choice.topk(topk, -1).indices
+    if topk_ids is None:
+        choice = scores if correction_bias_E is None else scores + correction_bias_E
+        if n_group > 1 and topk_method != "greedy":
+            grouped = choice.unflatten(-1, (n_group, -1))
+            group_score = grouped.topk(2, -1).values.sum(-1) if topk_method == "noaux_tc" else grouped.amax(-1)
+            kept = torch.zeros_like(group_score, dtype=torch.bool)
+            kept.scatter_(1, group_score.topk(topk_group, -1).indices, True)
+            choice = grouped.masked_fill(~kept[..., None], -torch.inf).flatten(1)
+        topk_ids = choice.topk(topk, -1).indices
     weights = scores.gather(1, topk_ids)
     if norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
