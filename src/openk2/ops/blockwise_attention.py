@@ -2,7 +2,8 @@
 
 The same function as `reference.causal_attention`, for training: it keeps one log-sum-exp per query instead of the
 probabilities, skips the future half of the score matrix, and computes the scores again in the backward pass
-(FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2, with whole key rows instead of key blocks).
+(FlashAttention-2, arXiv:2307.08691, algorithms 1 and 2, with whole key rows instead of key blocks). float32 on a CPU
+takes the compiled version of the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from openk2.ops import cpu
+from openk2.ops.cpu import causal_attention as compiled
 
 QUERY_BLOCK = 96
 
@@ -66,6 +70,22 @@ class _CausalAttention(torch.autograd.Function):
         return dq.transpose(0, 1), dk.transpose(0, 1), dv.transpose(0, 1), None, None
 
 
+class _CompiledAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Sequence[int], scale: float) -> Any:
+        out, lse, top = compiled.forward(q, k, v, cu_seqlens, scale)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.cu_seqlens, ctx.scale = cu_seqlens, scale
+        ctx.mark_non_differentiable(top)
+        return out, top
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        q, k, v, out, lse = ctx.saved_tensors
+        dq, dk, dv = compiled.backward(grads[0], q, k, v, out, lse, ctx.cu_seqlens, ctx.scale)
+        return dq, dk, dv, None, None
+
+
 def _mask_future(scores: Tensor, offset: int) -> None:
     """Row i may see the columns up to offset + i; only the last square of `scores` holds hidden ones."""
     rows = scores.shape[1]
@@ -77,4 +97,6 @@ def causal_attention(
     q_THD: Tensor, k_THD: Tensor, v_THV: Tensor, cu_seqlens: Sequence[int], softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
     """As `reference.causal_attention`."""
+    if cpu.available() and all(t.is_cpu and t.dtype is torch.float32 for t in (q_THD, k_THD, v_THV)):
+        return _CompiledAttention.apply(q_THD, k_THD, v_THV, cu_seqlens, softmax_scale)  # type: ignore[no-untyped-call]
     return _CausalAttention.apply(q_THD, k_THD, v_THV, cu_seqlens, softmax_scale)  # type: ignore[no-untyped-call]
