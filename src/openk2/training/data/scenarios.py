@@ -11,17 +11,19 @@ from openk2.training.data.requests import Request, add_phrase, dump, make_reques
 from openk2.training.data.script import NO_TOOL, Script, as_content, invent_result
 from openk2.training.data.value import Value
 
-_CLOCK = 0.3
-"""Share of single training turns that ask for the time, where that tool is declared."""
+_OWN = 0.45
+"""Share of single training turns that ask for one of the agent's own tools, where one is declared."""
+_OWN_WEIGHTS = {"current_time": 0.25, "search_files": 0.4, "list_files": 0.15, "read_file": 0.12, "calculate": 0.08}
+"""More for those that ask for knowledge: which place has which time zone, which language which extension."""
 
 
 def single(script: Script) -> None:
     """One request, one call, usually with its result and the answer."""
     rng = script.rng
     tool = rng.choice(script.tools)
-    if script.lex.split == "train" and rng.random() < _CLOCK:
-        # Which place has which time zone is the one thing that must be known by heart.
-        tool = next((t for t in script.tools if t.spec in BUILTIN_TOOLS and t.name == "current_time"), tool)
+    if script.lex.split == "train" and rng.random() < _OWN:
+        own = [t for t in script.tools if t.spec in BUILTIN_TOOLS]
+        tool = rng.choices(own, [_OWN_WEIGHTS[t.name] for t in own])[0] if own else tool
     request = make_request(tool, script.values)
     script.user(request.text)
     finish(script, [request])

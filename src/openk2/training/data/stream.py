@@ -56,14 +56,14 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
         "chat": 0.06,
     },
     {
-        "choice": 0.6,
+        "choice": 0.5,
         "single": 0.65,
         "parallel_same": 0.13,
-        "parallel_different": 0.14,
-        "chain": 0.09,
+        "parallel_different": 0.15,
+        "chain": 0.3,
         "error": 0.06,
         "missing": 0.17,
-        "no_fit": 0.12,
+        "no_fit": 0.13,
         "chat": 0.05,
     },
 )

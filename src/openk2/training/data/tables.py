@@ -94,6 +94,14 @@ FILE_LANGUAGES = (
     ("C", "c"), ("C++", "cpp"), ("Markdown", "md"), ("JSON", "json"), ("YAML", "yaml"), ("HTML", "html"), ("CSS", "css"), ("Ruby", "rb"), ("text", "txt"), ("shell", "sh"),
     ("SQL", "sql"), ("CSV", "csv"), ("TOML", "toml"), (".py", "py"), (".md", "md"), (".js", "js"), (".txt", "txt"), ("py", "py"), ("md", "md"), ("js", "js"), ("json", "json"),
 )  # fmt: skip
+MORE_FILE_LANGUAGES = (
+    ("C#", "cs"), ("PHP", "php"), ("Kotlin", "kt"), ("Swift", "swift"), ("Scala", "scala"), ("Lua", "lua"), ("Perl", "pl"), ("Haskell", "hs"), ("Dart", "dart"), ("R", "r"),
+    ("XML", "xml"), ("INI", "ini"), ("log", "log"), ("bash", "sh"), ("JS", "js"), ("TS", "ts"), ("golang", "go"), ("plain text", "txt"), ("Vue", "vue"), ("LaTeX", "tex"),
+)  # fmt: skip
+"""For training only, beside `FILE_LANGUAGES`: the held-out requests draw from that one alone."""
+MORE_EXTENSIONS = "ts rs go java c cpp rb css sh sql toml ini cfg xml tex php lock svg gz".split()
+BARE_FILES = "LICENSE Makefile Dockerfile README CHANGELOG NOTICE AUTHORS Procfile Gemfile Jenkinsfile .env .gitignore VERSION COPYING TODO INSTALL".split()
+"""Files whose names have no extension, or nothing else: for training only."""
 ZONES = tuple(
     (place, zone)
     for zone, places in (

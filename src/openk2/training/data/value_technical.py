@@ -39,10 +39,13 @@ class TechnicalValues(BasicValues):
 
     def _file(self) -> str:
         r = self.rng
+        training = self.lex.split == "train"
+        if training and r.random() < 0.12 and self.lex.mine(bare := r.choice(tables.BARE_FILES)):
+            return bare
         if r.random() < 0.12 and self.lex.mine(known := r.choice(tables.KNOWN_FILES)):
             return known
         stem = r.choice((self._word(), self._slug(), self._word() + str(r.randint(1, 99))))
-        return f"{stem}.{r.choice(tables.EXTENSIONS)}"
+        return f"{stem}.{r.choice(tables.MORE_EXTENSIONS if training and r.random() < 0.4 else tables.EXTENSIONS)}"
 
     def _folder(self) -> str:
         r = self.rng
@@ -142,10 +145,17 @@ class TechnicalValues(BasicValues):
 
     def _timezone(self) -> Value:
         place, zone = self.rng.choice(tables.ZONES)
+        if self.lex.split == "train" and self.rng.random() < 0.12:
+            place = zone
         return Value(zone, place, verbatim=False)
 
     def _filelang(self) -> Value:
-        name, extension = self.rng.choice(tables.FILE_LANGUAGES)
+        r = self.rng
+        name, extension = r.choice(tables.FILE_LANGUAGES)
+        if self.lex.split == "train" and r.random() < 0.6:
+            # A name must be known by heart: each as often as the others, and as people write it, without capitals.
+            name, extension = r.choice(sorted({*tables.FILE_LANGUAGES, *tables.MORE_FILE_LANGUAGES}))
+            name = name.lower() if r.random() < 0.5 else name
         return Value(extension, name, verbatim=False)
 
     def _pattern(self) -> Value:
