@@ -161,6 +161,17 @@ def test_random_walks_are_declared_calls_with_valid_arguments(tokenizer: Tokeniz
     assert finished >= 2
 
 
+def test_a_tool_that_is_not_strict_is_called_by_name_with_any_object(tokenizer: Tokenizer) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"], "not": {}}
+    loose = ToolSpec({"type": "function", "function": {"name": "loose", "parameters": schema, "strict": False}})
+    for arguments, fits in ("{}", True), ('{"days": [1, {"a": null}]}', True), ("[]", False), ('{"city"}', False):
+        constraint = build(tokenizer, [loose, PING], REQUIRED)
+        assert feed(constraint, tokenizer, f"{SECTION}{CALL}functions.loose:0{ARGUMENT}{arguments}{END}") == fits
+    assert not feed(build(tokenizer, [loose], REQUIRED), tokenizer, f"{SECTION}{CALL}functions.tight:0")
+    with pytest.raises(SchemaError, match="loose"):
+        build(tokenizer, [ToolSpec.function("loose", "", schema)], REQUIRED)
+
+
 def test_walks_over_the_published_vocabulary(kimi_tokenizer: Tokenizer) -> None:
     calls: list[ToolCall] = []
     for seed in range(5):

@@ -108,9 +108,15 @@ def test_a_model_that_still_loads_is_overloaded(serve):
 
 
 def test_what_has_no_effect_is_named_in_a_header(server):
-    tools = [{"type": "web_search_20250305", "name": "web_search"}]
+    tools = [{"type": "web_search_20250305", "name": "web_search"}, {"name": "f", "input_schema": {"type": "object"}}]
     response = HTTP.post(f"{server.url}/v1/messages", json=BODY | {"metadata": {}, "tools": tools})
     assert response.headers["x-openk2-ignored"] == "tools.web_search_20250305,metadata"
+
+
+def test_tools_of_which_none_can_be_called_are_refused(server):
+    tools = [{"type": "web_search_20250305", "name": "web_search"}]
+    response = HTTP.post(f"{server.url}/v1/messages", json=BODY | {"tools": tools})
+    assert error_of(response)[:2] == (400, "invalid_request_error") and "'web_search_20250305'" in response.text
 
 
 def test_counted_tokens_are_those_of_the_answers_usage(server):

@@ -101,11 +101,11 @@ WRONG: list[tuple[str, dict]] = [
     ("tool_choice.type", {"tool_choice": {}}),
     ("tool_choice.type", {"tools": [tool()], "tool_choice": {"type": "required"}}),
     ("tool_choice", {"tool_choice": {"type": "any"}}),
-    ("tool_choice", {"tools": [{"type": "web_search_20250305", "name": "s"}], "tool_choice": {"type": "any"}}),
+    ("tools", {"tools": [{"type": "web_search_20250305", "name": "s"}]}),
     ("tool_choice.name", {"tools": [tool()], "tool_choice": {"type": "tool"}}),
     ("tool_choice.name", {"tools": [tool()], "tool_choice": {"type": "tool", "name": "g"}}),
     ("tool_choice.name", {
-        "tools": [{"type": "web_search_20250305", "name": "s"}], "tool_choice": {"type": "tool", "name": "s"}}),
+        "tools": [tool(), {"type": "web_search_20250305", "name": "s"}], "tool_choice": {"type": "tool", "name": "s"}}),
     ("tool_choice.disable_parallel_tool_use", {"tool_choice": {"type": "auto", "disable_parallel_tool_use": 1}}),
     ("temperature", {"temperature": 1.5}),
     ("temperature", {"temperature": -0.1}),

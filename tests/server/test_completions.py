@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -63,7 +64,6 @@ def test_settings_are_those_of_chats() -> None:
         ("prompt[1][0]", {"prompt": ["a", ["b"]]}),
         ("prompt[1]", {"prompt": [1, "a"]}),
         ("prompt[0]", {"prompt": [True]}),
-        ("best_of", {"echo": True, "logprobs": 0, "best_of": 2}),
         ("echo", {"echo": "yes"}),
         ("suffix", {"suffix": "end"}),
         ("best_of", {"best_of": 2, "n": 3}),
@@ -160,6 +160,21 @@ def test_the_best_of_several(serve: Serve) -> None:
     plain = client.completions.create(**body)
     assert [choice.logprobs for choice in plain.choices] == [None] * 4
     assert [sampling.logprobs for _, sampling in provider.asked] == [0] * 12
+
+
+def test_the_best_of_several_with_the_prompt_told(server: RunningServer) -> None:
+    """The choice is the likeliest of the continuations alone, whatever the prompt's own tokens count."""
+    body = {"model": "kimi-k2", "prompt": "the weather", "max_tokens": 12, "temperature": 1, "logprobs": 0}
+    n = server.client.completions.create(prompt="the weather", model="kimi-k2", max_tokens=1).usage.prompt_tokens
+
+    def of_answer(choice: Any) -> float:
+        told = choice.logprobs.token_logprobs[n:]
+        return sum(told) / len(told) if told else -math.inf
+
+    for seed in range(4):
+        each = server.client.completions.create(**body, n=4, seed=seed, echo=True).choices
+        best = server.client.completions.create(**body, best_of=4, seed=seed, echo=True).choices
+        assert [choice.text for choice in best] == [max(each, key=of_answer).text]
 
 
 def test_a_stream_that_breaks_says_so(serve: Serve) -> None:

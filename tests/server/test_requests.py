@@ -44,6 +44,7 @@ WRONG: list[tuple[str | None, dict]] = [
     ("messages[0].role", {"messages": [{"content": "Hi"}]}),
     ("messages[0].role", {"messages": [{"role": "robot", "content": "Hi"}]}),
     ("messages[1].content", {"messages": [USER, {"role": "user"}]}),
+    ("messages[1].content", {"messages": [USER, {"role": "user", "content": None}]}),
     ("messages[0].content", {"messages": [{"role": "user", "content": 3}]}),
     ("messages[0].content[1].type", {"messages": [{"role": "user", "content": [
         {"type": "text", "text": "a"}, {"type": "image_url", "image_url": {"url": "data:"}}]}]}),

@@ -271,7 +271,7 @@ def _declared(tools: Iterable[ToolSpec]) -> Iterator[tuple[str, Mapping[str, obj
     seen: set[str] = set()
     for position, tool in enumerate(tools):
         try:
-            name, schema = tool.name, tool.parameters
+            name, schema = tool.name, tool.enforced
         except (KeyError, TypeError, AttributeError):
             raise RequestError(
                 f'tools[{position}] is not {{"type": "function", "function": {{"name": ...}}}}.', param="tools"

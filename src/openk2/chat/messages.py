@@ -51,6 +51,11 @@ class ToolSpec:
         """JSON schema of the arguments; a missing one is an empty object."""
         return self.declaration["function"].get("parameters") or {"type": "object", "properties": {}}
 
+    @property
+    def enforced(self) -> Mapping[str, Any]:
+        """JSON schema that calls are held to: `parameters`, or any object where the caller said `strict: false`."""
+        return {"type": "object"} if self.declaration["function"].get("strict") is False else self.parameters
+
 
 @dataclass(frozen=True)
 class Message:

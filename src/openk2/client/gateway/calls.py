@@ -49,9 +49,7 @@ class CallCheck:
         self._checks_schemas = request.grammar
         self._first_index = count_calls(request.messages)
         callable_tools = () if self._choice.mode == "none" else request.tools
-        self._schemas = {
-            tool.name: tool.parameters for tool in callable_tools if self._choice.name in (None, tool.name)
-        }
+        self._schemas = {tool.name: tool.enforced for tool in callable_tools if self._choice.name in (None, tool.name)}
         # Without tools, markers can only be something that the answer talks about.
         self._lexer = TextLexer() if request.tools else None
         self._parser = ReplyParser(self._first_index, tuple(self._schemas))

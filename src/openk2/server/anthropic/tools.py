@@ -15,7 +15,8 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
 def read_tools(fields: Fields) -> tuple[tuple[ToolSpec, ...], list[str]]:
     """The declarations in our form, and names for what was left out: tools that the provider itself would run.
 
-    Raises RequestError or SchemaError (both 400) naming the field.
+    Raises RequestError or SchemaError (both 400) naming the field; RequestError as well when all of them are left out:
+    an answer without the one tool that was asked for, such as a search, would be made up.
     """
     tools: list[ToolSpec] = []
     ignored: list[str] = []
@@ -34,6 +35,13 @@ def read_tools(fields: Fields) -> tuple[tuple[ToolSpec, ...], list[str]]:
             raise wrong_value(tool.at("name"), f"two tools are named {name!r}")
         names.add(name)
         tools.append(_read_tool(tool, name))
+    if ignored and not tools:
+        kinds = ", ".join(repr(name.removeprefix("tools.")) for name in ignored)
+        raise RequestError(
+            f"'{fields.at('tools')}' declares none that can be called here, only {kinds}: this server runs no tools of "
+            "its own, and the model knows only tools that come with an 'input_schema'.",
+            param=fields.at("tools"),
+        )
     return tuple(tools), ignored
 
 

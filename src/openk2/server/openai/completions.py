@@ -70,9 +70,16 @@ class CompletionRequest:
             return list(completions)
         best: list[Completion] = []
         for at in range(0, len(completions), self.best_of):
-            likeliest = sorted(completions[at : at + self.best_of], key=_logprob_per_token, reverse=True)
+            likeliest = sorted(completions[at : at + self.best_of], key=self._logprob_per_token, reverse=True)
             best += likeliest[: self.n]
         return best if self.sampling.logprobs is not None else [replace(each, logprobs=()) for each in best]
+
+    def _logprob_per_token(self, completion: Completion) -> float:
+        """Of the continuation: the prompt's tokens, where they are told of too, are the same for all."""
+        tokens = completion.logprobs
+        if self.sampling.prompt_logprobs is not None:
+            tokens = tokens[completion.usage.prompt_tokens :]
+        return sum(token.logprob or 0.0 for token in tokens) / len(tokens) if tokens else -math.inf
 
     def usage(self, usages: Sequence[Usage]) -> Usage:
         """Of what was asked for: each prompt counts once."""
@@ -91,11 +98,6 @@ def _text_of(prompt: Sequence[int], provider: ChatProvider) -> str:
     """Ids without an entry have no text; whether the model knows them is for the provider to say."""
     tokenizer = template_of(provider).tokenizer
     return tokenizer.decode(token_id for token_id in prompt if 0 <= token_id < tokenizer.vocab_size)
-
-
-def _logprob_per_token(completion: Completion) -> float:
-    tokens = completion.logprobs
-    return sum(token.logprob or 0.0 for token in tokens) / len(tokens) if tokens else -math.inf
 
 
 def text_provider(provider: ChatProvider) -> TextProvider:
@@ -125,8 +127,6 @@ def read_completion(body: object) -> CompletionRequest:
         raise wrong_value(fields.at("prompt"), rule)
     echo = fields.boolean("echo") or False
     if echo and sampling.logprobs is not None:
-        if best_of > n:
-            raise wrong_value(fields.at("best_of"), "not with both 'echo' and 'logprobs': the prompt's would count")
         sampling = replace(sampling, prompt_logprobs=sampling.logprobs)
     fields.reject("suffix", "is not supported: this model only continues a text", harmless=("",))
     include_usage = read_stream_options(fields, stream)

@@ -51,7 +51,7 @@ def _read_message(fields: Fields) -> Message:
         known = ", ".join(_ROLES)
         raise wrong_value(fields.at("role"), f"it must be one of {known}, not {role_name!r}")
     content = _read_content(fields)
-    if content is None and role in ("system", "user"):
+    if content is None and role in ("system", "user"):  # OpenAI's types let it be null on an assistant's turn only
         raise RequestError(f"Missing required parameter: '{fields.at('content')}'.", param=fields.at("content"))
     name = fields.string("name")
     if role == "tool":
