@@ -7,11 +7,13 @@
 
 #include <array>
 #include <cstdint>
+#include <exception>
+#include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
-#include "causal_attention.hpp"
 #include "common/isa.hpp"
 #include "common/thread_pool.hpp"
 #include "decode_layers.hpp"
@@ -20,8 +22,6 @@
 
 namespace openk2 {
 
-OPENK2_DECLARE_KERNEL(causal_attention, CausalAttention)
-OPENK2_DECLARE_KERNEL(causal_attention_backward, CausalAttention)
 OPENK2_DECLARE_KERNEL(decode_layers, DecodeLayers)
 OPENK2_DECLARE_KERNEL(packed_experts, PackedExperts)
 OPENK2_DECLARE_KERNEL(packed_linear, PackedLinear)
@@ -115,34 +115,6 @@ void packed_experts(Address x, Address ids, Address weights, Address gate_up, Ad
     openk2::dispatch_packed_experts(version, args);
 }
 
-// `sizes`: tokens, heads, key_dim, value_dim. `made`: out, log-sum-exp, and forward the largest scores; backward the
-// gradients of out, q, k and v.
-void causal_attention(bool backward, std::array<std::int64_t, 4> sizes, const std::vector<std::int64_t>& borders,
-                      double scale, std::array<Address, 3> inputs, Address out, Address lse,
-                      const std::vector<Address>& made, const std::string& isa) {
-    const auto floats = [](Address address) { return reinterpret_cast<float*>(address); };
-    if (borders.size() < 2 || borders.front() != 0 || borders.back() != sizes[0] || made.size() != (backward ? 4 : 1))
-        throw std::invalid_argument("borders go from 0 to the number of tokens");
-    openk2::CausalAttention args{sizes[0], sizes[1], sizes[2], sizes[3], borders.data(),
-                                 static_cast<std::int64_t>(borders.size()) - 1, static_cast<float>(scale),
-                                 floats(inputs[0]), floats(inputs[1]), floats(inputs[2]), floats(out), floats(lse),
-                                 nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
-    if (backward) {
-        args.grad = floats(made[0]);
-        args.dq = floats(made[1]);
-        args.dk = floats(made[2]);
-        args.dv = floats(made[3]);
-    } else {
-        args.largest = floats(made[0]);
-    }
-    const Isa version = isa_from_name(isa);
-    nb::gil_scoped_release unlocked;
-    const Scratch scratch(openk2::causal_attention_scratch(args));
-    args.scratch = scratch.at();
-    backward ? openk2::dispatch_causal_attention_backward(version, args)
-             : openk2::dispatch_causal_attention(version, args);
-}
-
 using Stack = std::array<std::int64_t, 5>;  // address, format, count, rows, cols
 
 openk2::PackedStack stack_of(const Stack& stack) {
@@ -150,6 +122,39 @@ openk2::PackedStack stack_of(const Stack& stack) {
 }
 
 const float* floats_at(Address address) { return reinterpret_cast<const float*>(address); }
+
+// Calls Python for the experts of a layer. What it raises waits here until the kernel, which knows no exceptions, is out.
+class ExpertHolder {
+   public:
+    ExpertHolder(nb::object hold, const Stack& gate_up, const Stack& down)
+        : hold_(std::move(hold)), slots_{&ExpertHolder::call, this, stack_of(gate_up), stack_of(down)} {}
+    ExpertHolder(const ExpertHolder&) = delete;
+    ExpertHolder& operator=(const ExpertHolder&) = delete;
+
+    const openk2::ExpertSlots* slots() const { return &slots_; }
+    void rethrow() {
+        if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    }
+
+   private:
+    static bool call(void* owner, std::int64_t layer, std::int64_t* ids, const float* weights, const float* x,
+                     std::int64_t tokens) {
+        auto* self = static_cast<ExpertHolder*>(owner);
+        nb::gil_scoped_acquire locked;
+        try {
+            self->hold_(layer, reinterpret_cast<Address>(ids), reinterpret_cast<Address>(weights),
+                        reinterpret_cast<Address>(x), tokens);
+            return true;
+        } catch (...) {
+            self->error_ = std::current_exception();
+            return false;
+        }
+    }
+
+    nb::object hold_;
+    openk2::ExpertSlots slots_;
+    std::exception_ptr error_;
+};
 
 // The layers of one model, whose tensors Python keeps alive.
 class DecodePlan {
@@ -168,6 +173,10 @@ class DecodePlan {
                            stack_of(stacks[5]), stack_of(stacks[6]), stack_of(stacks[7]), nullptr});
     }
 
+    void hold_experts(nb::object hold, Stack gate_up, Stack down) {
+        holder_ = std::make_unique<ExpertHolder>(std::move(hold), gate_up, down);
+    }
+
     void run(Address h, Address cos, Address sin, std::array<Address, 4> places, std::int64_t table_width,
              Address budgets, const std::vector<Address>& caches, std::int64_t tokens, const std::string& isa) {
         if (caches.size() != layers_.size()) throw std::invalid_argument("one cache a layer");
@@ -177,17 +186,21 @@ class DecodePlan {
         openk2::DecodeLayers args{shape_, layers.data(), static_cast<std::int64_t>(layers.size()), tokens,
                                   reinterpret_cast<float*>(h), floats_at(cos), floats_at(sin), integers(places[0]),
                                   integers(places[1]), integers(places[2]), integers(places[3]), table_width,
-                                  integers(budgets), nullptr};
+                                  integers(budgets), holder_ ? holder_->slots() : nullptr, nullptr};
         const Isa version = isa_from_name(isa);
-        nb::gil_scoped_release unlocked;
-        const Scratch scratch(openk2::decode_scratch(args));
-        args.scratch = scratch.at();
-        openk2::dispatch_decode_layers(version, args);
+        {
+            nb::gil_scoped_release unlocked;
+            const Scratch scratch(openk2::decode_scratch(args));
+            args.scratch = scratch.at();
+            openk2::dispatch_decode_layers(version, args);
+        }
+        if (holder_) holder_->rethrow();
     }
 
    private:
     openk2::DecodeShape shape_;
     std::vector<openk2::DecodeLayer> layers_;
+    std::unique_ptr<ExpertHolder> holder_;
 };
 
 }  // namespace
@@ -204,10 +217,9 @@ NB_MODULE(_native, m) {
         .def(nb::init<std::array<std::int64_t, 10>, std::array<bool, 3>, std::array<double, 4>>(), nb::arg("sizes"),
              nb::arg("rules"), nb::arg("scales"))
         .def("add_layer", &DecodePlan::add_layer, nb::arg("vectors"), nb::arg("stacks"))
+        .def("hold_experts", &DecodePlan::hold_experts, nb::arg("hold"), nb::arg("gate_up"), nb::arg("down"))
         .def("run", &DecodePlan::run, nb::arg("h"), nb::arg("cos"), nb::arg("sin"), nb::arg("places"),
              nb::arg("table_width"), nb::arg("budgets"), nb::arg("caches"), nb::arg("tokens"), nb::arg("isa"));
-    m.def("causal_attention", &causal_attention, nb::arg("backward"), nb::arg("sizes"), nb::arg("borders"),
-          nb::arg("scale"), nb::arg("inputs"), nb::arg("out"), nb::arg("lse"), nb::arg("made"), nb::arg("isa"));
     m.def("packed_linear", &packed_linear, nb::arg("x"), nb::arg("data"), nb::arg("format"), nb::arg("rows"),
           nb::arg("cols"), nb::arg("out"), nb::arg("tokens"), nb::arg("isa"));
     m.def("packed_experts", &packed_experts, nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("gate_up"),

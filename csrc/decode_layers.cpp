@@ -332,20 +332,27 @@ void route(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b,
     }
 }
 
-// h += FFN(norm(h))
-void feed_forward(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b) {
+// h += FFN(norm(h)). False where its experts could not be had.
+bool feed_forward(const DecodeLayers& args, int64_t index, const Buffers& b) {
     const DecodeShape& s = args.shape;
+    const DecodeLayer& layer = args.layers[index];
+    PackedStack gate_up = layer.gate_up, down = layer.down;
     const int64_t tokens = args.tokens;
     norm(args.h, layer.post_norm, b.normed, tokens, s.hidden, s.norm_eps);
     int64_t topk = s.topk;
     if (layer.router) {
         parallel_for(tokens, tokens * layer.down.count * s.hidden * 4,
                      [&](int64_t token) { route(args, layer, b, token); });
+        if (const ExpertSlots* slots = args.stored) {
+            if (!slots->hold(slots->owner, index, b.ids, b.weights, b.normed, tokens)) return false;
+            gate_up = slots->gate_up;
+            down = slots->down;
+        }
     } else {
         topk = 1;
         for (int64_t t = 0; t < tokens; ++t) b.ids[t] = 0, b.weights[t] = 1.0f;
     }
-    packed_experts({b.normed, b.ids, b.weights, layer.gate_up, layer.down, b.made, b.product, tokens, topk});
+    packed_experts({b.normed, b.ids, b.weights, gate_up, down, b.made, b.product, tokens, topk});
     if (layer.shared_down.count) {
         for (int64_t t = 0; t < tokens; ++t) b.ids[t] = 0, b.weights[t] = 1.0f;
         packed_experts(
@@ -353,6 +360,7 @@ void feed_forward(const DecodeLayers& args, const DecodeLayer& layer, const Buff
         add(b.made, b.shared, tokens * s.hidden);
     }
     add(args.h, b.made, tokens * s.hidden);
+    return true;
 }
 
 }  // namespace
@@ -361,7 +369,7 @@ void decode_layers(const DecodeLayers& args) {
     const Buffers b = buffers_of(args);
     for (int64_t i = 0; i < args.num_layers; ++i) {
         attention(args, args.layers[i], b);
-        feed_forward(args, args.layers[i], b);
+        if (!feed_forward(args, i, b)) return;
     }
 }
 

@@ -37,6 +37,16 @@ struct DecodeShape {
     int64_t block_size;
 };
 
+// Routed experts that are not in their layers (whose `gate_up` and `down` then only tell how many there are). `hold`
+// brings the experts `ids` of those pairs whose weight is not 0 into slots of these stacks, and writes the slot of each
+// over its number; x (tokens, hidden) is what they are for. False: it could not, and the step ends there.
+struct ExpertSlots {
+    bool (*hold)(void* owner, int64_t layer, int64_t* ids, const float* weights, const float* x, int64_t tokens);
+    void* owner;
+    PackedStack gate_up;
+    PackedStack down;
+};
+
 // `tokens` tokens, those of one sequence in order. Scratch: decode_scratch bytes.
 struct DecodeLayers {
     const DecodeShape& shape;
@@ -52,6 +62,7 @@ struct DecodeLayers {
     const int64_t* tables;     // (sequences, table_width): blocks of the cache
     int64_t table_width;
     const int64_t* budgets;    // (tokens,) experts of each token, or null
+    const ExpertSlots* stored;  // null: the experts are in the layers
     uint8_t* scratch;
 };
 
@@ -85,6 +96,8 @@ inline int64_t product_scratch(const DecodeLayers& args) {
         most = largest(most, experts_scratch(args, layer.gate_up, layer.down, layer.router ? args.shape.topk : 1));
         most = largest(most, experts_scratch(args, layer.shared_gate_up, layer.shared_down, 1));
     }
+    if (args.stored)
+        most = largest(most, experts_scratch(args, args.stored->gate_up, args.stored->down, args.shape.topk));
     return most;
 }
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from openk2.config import ModelConfig
 from openk2.errors import CheckpointError, ConfigError
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -66,6 +70,29 @@ def open_shard(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", device="cpu") as shard:
             yield shard
     except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: truncated, or not a safetensors file ({error}); fetch it again", param=str(path)
+        ) from None
+
+
+def read_tensors(path: Path, names: Container[str]) -> Iterator[tuple[str, Tensor]]:
+    """Those of `names` that a weight file holds, in the order in which they lie there.
+
+    Read, where `open_shard` maps: of a mapping, what has been touched counts as this process's memory. Raises
+    CheckpointError for a file that is missing or cut short.
+    """
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = {name: entry for name, entry in json.loads(file.read(length)).items() if name in names}
+            for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+                begin, end = entry["data_offsets"]
+                data = torch.empty(end - begin, dtype=torch.uint8)
+                file.seek(8 + length + begin)
+                if file.readinto(data.numpy().data) != end - begin:
+                    raise ValueError(f"{name} is cut short")
+                yield name, data.view(STORED_DTYPES[entry["dtype"]]).view(entry["shape"])
+    except (OSError, ValueError, struct.error) as error:
         raise CheckpointError(
             f"{path}: truncated, or not a safetensors file ({error}); fetch it again", param=str(path)
         ) from None

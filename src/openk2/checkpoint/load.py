@@ -8,15 +8,16 @@ from pathlib import Path
 
 import torch
 
-from openk2.checkpoint.files import INDEX_FILE, Checkpoint, load_config, open_shard
+from openk2.checkpoint.expert_store_pack import attach_store, expert_sinks
+from openk2.checkpoint.files import INDEX_FILE, STORED_DTYPES, Checkpoint, load_config, open_shard, read_tensors
 from openk2.checkpoint.packed_file import map_packed, source_key, write_packed
 from openk2.config import ModelConfig
 from openk2.errors import CheckpointError, ConfigError
 from openk2.models import K2Model
 from openk2.models.packed import Quantization, Sink, pack_modules, packed_stacks, packing_sinks, plain_sinks, put_stacks
 from openk2.models.packed_decode import finish_packing
+from openk2.models.packed_stored import store_experts, stored_experts
 
-STORED_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 
@@ -27,6 +28,8 @@ def load_model(
     dtype: torch.dtype | None = None,
     quantization: Quantization | None = None,
     packed_folder: Path | None = None,
+    expert_cache_bytes: int | None = None,
+    mapped: bool = True,
 ) -> K2Model:
     """The model in a checkpoint folder, in evaluation mode.
 
@@ -35,6 +38,10 @@ def load_model(
     whatever the file holds. `quantization` packs the large matrices as they are read; `dtype` is then that of
     everything else, None being float32. `packed_folder` keeps the packed matrices in a file, written the first time and
     mapped from then on; a file there that is damaged or of another version is replaced.
+
+    `expert_cache_bytes` leaves the routed experts in a file of `packed_folder`, packed, and keeps as many of them in
+    memory (`checkpoint.expert_store`); it needs `quantization` and `packed_folder`. `mapped` False reads tensors in
+    place of mapping their files: slower, but nothing of them stays in memory.
 
     Raises CheckpointError naming the file and tensor when something is missing, unexpected, reshaped or truncated,
     and ConfigError when the config asks for what cannot be honoured.
@@ -54,35 +61,55 @@ def load_model(
     if quantization is not None:
         pack_modules(model, quantization)
         dtype = dtype or torch.float32
+        if expert_cache_bytes is not None:
+            store_experts(model)
     model = model.to(dtype or _stored_dtype(checkpoint)).to_empty(device=device)
     targets = plain_sinks(model)
     if quantization is not None and packed_folder is not None:
-        _fill_packed(model, checkpoint, quantization, packed_folder)
+        _fill_packed(model, checkpoint, quantization, packed_folder, mapped)
     else:
         targets |= packing_sinks(model)
-    _fill(targets, checkpoint)
+    _fill(targets, checkpoint, mapped)
+    if quantization is not None and expert_cache_bytes is not None:
+        assert packed_folder is not None, "a folder for the experts"
+        path = packed_folder / f"{checkpoint.folder.resolve().name}-{quantization.experts}.experts"
+        source = source_key(checkpoint.folder, quantization.experts)
+        attach_store(
+            model,
+            path,
+            source,
+            expert_cache_bytes,
+            lambda writer: _fill(expert_sinks(model, writer), checkpoint, False),
+        )
     if quantization is not None:
         finish_packing(model)
     return model.eval()
 
 
-def _fill(targets: Mapping[str, Sink], checkpoint: Checkpoint) -> None:
+def _fill(targets: Mapping[str, Sink], checkpoint: Checkpoint, mapped: bool) -> None:
     for path, tensors in checkpoint.shards.items():
+        if not mapped:
+            for name, tensor in read_tensors(path, targets.keys() & tensors.keys()):
+                targets[name](tensor)
+            continue
         with open_shard(path) as shard:
             for name in tensors:
                 if name in targets:
                     targets[name](shard.get_tensor(name))
 
 
-def _fill_packed(model: K2Model, checkpoint: Checkpoint, quantization: Quantization, folder: Path) -> None:
+def _fill_packed(
+    model: K2Model, checkpoint: Checkpoint, quantization: Quantization, folder: Path, mapped: bool
+) -> None:
     """Map the packed matrices from their file in `folder`, made now unless it is there and whole."""
-    path = folder / f"{checkpoint.folder.resolve().name}-{quantization.code}.packed"
+    without = "-without-experts" if stored_experts(model) else ""
+    path = folder / f"{checkpoint.folder.resolve().name}-{quantization.code}{without}.packed"
     source = source_key(checkpoint.folder, quantization.code)
     layouts = {name: stack.layout for name, stack in packed_stacks(model)}
     try:
         put_stacks(model, map_packed(path, source, layouts))
     except CheckpointError:
-        _fill(packing_sinks(model), checkpoint)
+        _fill(packing_sinks(model), checkpoint, mapped)
         write_packed(path, source, dict(packed_stacks(model)))
         put_stacks(model, map_packed(path, source, layouts, check_bytes=False))
 

@@ -14,8 +14,9 @@ from openk2.models.forward_batch import ForwardBatch
 from openk2.models.k2 import DecoderLayer, K2Model
 from openk2.models.moe import MoE
 from openk2.models.packed import PackedExperts, PackedLinear, PackedMLP
+from openk2.models.packed_stored import DecodeHolder, StoredExperts
 from openk2.ops import cpu
-from openk2.ops.cpu.decode import MOST_GROUPS, DecodeLayers, DecodeShape, DecodeWeights
+from openk2.ops.cpu.decode import MOST_GROUPS, DecodeLayers, DecodeShape, DecodeWeights, StoredWeights
 from openk2.ops.packed import PackedStack
 
 T = TypeVar("T")
@@ -43,6 +44,15 @@ class PackedDecode:
         self._config, self._layers = model.config, model.decoder_layers
         self._ops: dict[int, DecodeLayers] = {}
         """By the cache's block size."""
+        self._stored_experts = {
+            index: layer.mlp.experts
+            for index, layer in enumerate(self._layers)
+            if isinstance(layer.mlp, MoE) and isinstance(layer.mlp.experts, StoredExperts)
+        }
+        self._most_tokens: int | None = None
+        """Of one call; None: any number."""
+        for experts in self._stored_experts.values():
+            self._most_tokens = experts.slots.most_held // model.config.num_experts_per_tok
 
     def __call__(
         self, h: Tensor, batch: ForwardBatch, rotary: tuple[Tensor, Tensor], kv_cache: Sequence[Tensor]
@@ -53,12 +63,33 @@ class PackedDecode:
         block_size = kv_cache[0].shape[1]
         if block_size not in self._ops:
             weights = [_weights(layer) for layer in self._layers]
-            self._ops[block_size] = DecodeLayers(_shape(self._config), weights, block_size)
+            self._ops[block_size] = DecodeLayers(_shape(self._config), weights, block_size, self._stored())
         starts = torch.tensor(paged.query_starts)
         sequences = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
-        return self._ops[block_size](
-            h, rotary, batch.positions, paged.slot_mapping, sequences, paged.block_tables, kv_cache, batch.topk
-        )
+        cos, sin = rotary
+        # One token's numbers do not depend on the others: those whose experts have slots together go together.
+        most = self._most_tokens or len(h)
+        out = [
+            self._ops[block_size](
+                h[part],
+                (cos[part], sin[part]),
+                batch.positions[part],
+                paged.slot_mapping[part],
+                sequences[part],
+                paged.block_tables,
+                kv_cache,
+                None if batch.topk is None else batch.topk[part],
+            )
+            for part in (slice(first, first + most) for first in range(0, len(h), most))
+        ]
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _stored(self) -> StoredWeights | None:
+        if not self._stored_experts:
+            return None
+        slots = next(iter(self._stored_experts.values())).slots
+        hold = DecodeHolder(self._stored_experts, self._config.num_experts_per_tok, self._config.hidden_size)
+        return StoredWeights(hold, slots.gate_up, slots.down)
 
 
 def _shape(c: ModelConfig) -> DecodeShape:
@@ -87,10 +118,11 @@ def _weights(layer: DecoderLayer) -> DecodeWeights:
     attention, mlp = layer.self_attn, layer.mlp
     low_rank = hasattr(attention, "q_a_proj")
     router = bias = shared = None
-    experts: PackedExperts | PackedMLP
+    experts: PackedExperts | PackedMLP | StoredExperts
     if isinstance(mlp, MoE):
         router, bias = mlp.gate.weight.data, mlp.gate.e_score_correction_bias
-        experts, shared = _as(PackedExperts, mlp.experts), mlp.shared_experts
+        experts, shared = mlp.experts, mlp.shared_experts  # type: ignore[assignment]
+        assert isinstance(experts, PackedExperts | StoredExperts), f"{type(experts).__name__} is not packed"
     else:
         experts = _as(PackedMLP, mlp)
     return DecodeWeights(

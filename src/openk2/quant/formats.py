@@ -5,13 +5,18 @@ int4 is the grid of the published K2-Thinking weights: symmetric, -8 to 7, group
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from openk2.ops.packed import BLOCK_BYTES, GROUP, Format, PackedLayout, PackedStack, pack, unpack
+from openk2.ops.packed import BLOCK_BYTES, GROUP, TILE_ROWS, Format, PackedLayout, PackedStack, pack, unpack
 
 LARGEST: dict[Format, int] = {"int8": 127, "int4": 7}
 """The integer that a group's largest magnitude becomes. int4 has -8 too, which rounding to nearest leaves unused."""
+
+PART_VALUES = 1 << 22
+"""Of a matrix, about as many are quantised at once."""
 
 
 def quantize(matrix: Tensor, format: Format) -> tuple[Tensor, Tensor | None]:
@@ -48,9 +53,18 @@ def empty_stack(layout: PackedLayout, device: str | torch.device = "cpu") -> Pac
 
 
 def pack_into(stack: PackedStack, index: int, matrix: Tensor) -> None:
-    """Quantise `matrix` (rows, cols) to the stack's format and lay it at `index`."""
-    values, scales = quantize(matrix, stack.layout.format)
-    stack.data[index] = pack(stack.layout, values, scales)
+    """Quantise `matrix` (rows, cols) to the stack's format and lay it at `index`.
+
+    Rows go in parts: quantising a large matrix takes several times its memory.
+    """
+    layout = stack.layout
+    tile_bytes = layout.groups * BLOCK_BYTES[layout.format]
+    tiles = max(1, PART_VALUES // (TILE_ROWS * layout.cols))
+    for first in range(0, layout.tiles, tiles):
+        rows = matrix[first * TILE_ROWS : (first + tiles) * TILE_ROWS]
+        packed = pack(replace(layout, rows=len(rows)), *quantize(rows, layout.format))
+        at = first * tile_bytes
+        stack.data[index, at : at + len(packed)] = packed
 
 
 def random_stack(stack: PackedStack, std: float, generator: torch.Generator) -> None:

@@ -5,7 +5,7 @@ There is no definition of this op under `ops/reference`: it is what the model's 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,29 @@ class DecodeWeights:
     shared_down: PackedStack | None
 
 
+@dataclass(frozen=True)
+class StoredWeights:
+    """Routed experts that are not in their layers, whose stacks then have a layout and no bytes."""
+
+    hold: Callable[[int, int, int, int, int], None]
+    """Given a layer, the addresses of its tokens' experts, weights and inputs, and the number of tokens, brings those
+    experts whose weight is not 0 into slots and writes the slots over their numbers (`csrc/decode_layers.hpp`). What it
+    raises ends the step."""
+    gate_up: PackedStack
+    """Of all slots."""
+    down: PackedStack
+
+
 class DecodeLayers:
     """The op over one model's weights, which it keeps alive."""
 
-    def __init__(self, shape: DecodeShape, layers: Sequence[DecodeWeights], block_size: int) -> None:
+    def __init__(
+        self,
+        shape: DecodeShape,
+        layers: Sequence[DecodeWeights],
+        block_size: int,
+        stored: StoredWeights | None = None,
+    ) -> None:
         """Raises ValueError for weights that do not fit `shape`. `block_size`: of the caches, in tokens."""
         self._shape, self._layers, self._block_size = shape, tuple(layers), block_size
         s = shape
@@ -81,6 +100,9 @@ class DecodeLayers:
             vectors = (w.input_norm, w.q_a_norm, w.kv_a_norm, w.kv_b, w.post_norm, w.router, w.router_bias)
             stacks = (w.q_a, w.q_b, w.kv_a, w.o, w.gate_up, w.down, w.shared_gate_up, w.shared_down)
             self._plan.add_layer([0 if v is None else v.data_ptr() for v in vectors], [_packed(one) for one in stacks])
+        if stored is not None:
+            self._stored = stored
+            self._plan.hold_experts(stored.hold, _packed(stored.gate_up), _packed(stored.down))
 
     def __call__(
         self,
