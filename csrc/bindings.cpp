@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "causal_attention.hpp"
 #include "common/isa.hpp"
 #include "common/thread_pool.hpp"
 #include "decode_layers.hpp"
@@ -22,6 +23,8 @@
 
 namespace openk2 {
 
+OPENK2_DECLARE_KERNEL(causal_attention, CausalAttention)
+OPENK2_DECLARE_KERNEL(causal_attention_backward, CausalAttention)
 OPENK2_DECLARE_KERNEL(decode_layers, DecodeLayers)
 OPENK2_DECLARE_KERNEL(packed_experts, PackedExperts)
 OPENK2_DECLARE_KERNEL(packed_linear, PackedLinear)
@@ -113,6 +116,34 @@ void packed_experts(Address x, Address ids, Address weights, Address gate_up, Ad
     const Scratch scratch(openk2::packed_experts_scratch(args));
     args.scratch = scratch.at();
     openk2::dispatch_packed_experts(version, args);
+}
+
+// `sizes`: tokens, heads, key_dim, value_dim. `made`: out, log-sum-exp, and forward the largest scores; backward the
+// gradients of out, q, k and v.
+void causal_attention(bool backward, std::array<std::int64_t, 4> sizes, const std::vector<std::int64_t>& borders,
+                      double scale, std::array<Address, 3> inputs, Address out, Address lse,
+                      const std::vector<Address>& made, const std::string& isa) {
+    const auto floats = [](Address address) { return reinterpret_cast<float*>(address); };
+    if (borders.size() < 2 || borders.front() != 0 || borders.back() != sizes[0] || made.size() != (backward ? 4 : 1))
+        throw std::invalid_argument("borders go from 0 to the number of tokens");
+    openk2::CausalAttention args{sizes[0], sizes[1], sizes[2], sizes[3], borders.data(),
+                                 static_cast<std::int64_t>(borders.size()) - 1, static_cast<float>(scale),
+                                 floats(inputs[0]), floats(inputs[1]), floats(inputs[2]), floats(out), floats(lse),
+                                 nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+    if (backward) {
+        args.grad = floats(made[0]);
+        args.dq = floats(made[1]);
+        args.dk = floats(made[2]);
+        args.dv = floats(made[3]);
+    } else {
+        args.largest = floats(made[0]);
+    }
+    const Isa version = isa_from_name(isa);
+    nb::gil_scoped_release unlocked;
+    const Scratch scratch(openk2::causal_attention_scratch(args));
+    args.scratch = scratch.at();
+    backward ? openk2::dispatch_causal_attention_backward(version, args)
+             : openk2::dispatch_causal_attention(version, args);
 }
 
 using Stack = std::array<std::int64_t, 5>;  // address, format, count, rows, cols
@@ -220,6 +251,8 @@ NB_MODULE(_native, m) {
         .def("hold_experts", &DecodePlan::hold_experts, nb::arg("hold"), nb::arg("gate_up"), nb::arg("down"))
         .def("run", &DecodePlan::run, nb::arg("h"), nb::arg("cos"), nb::arg("sin"), nb::arg("places"),
              nb::arg("table_width"), nb::arg("budgets"), nb::arg("caches"), nb::arg("tokens"), nb::arg("isa"));
+    m.def("causal_attention", &causal_attention, nb::arg("backward"), nb::arg("sizes"), nb::arg("borders"),
+          nb::arg("scale"), nb::arg("inputs"), nb::arg("out"), nb::arg("lse"), nb::arg("made"), nb::arg("isa"));
     m.def("packed_linear", &packed_linear, nb::arg("x"), nb::arg("data"), nb::arg("format"), nb::arg("rows"),
           nb::arg("cols"), nb::arg("out"), nb::arg("tokens"), nb::arg("isa"));
     m.def("packed_experts", &packed_experts, nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("gate_up"),
