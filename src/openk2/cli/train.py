@@ -40,16 +40,18 @@ def run(
     export: Annotated[Path | None, typer.Option(help="Only write the run's model (or adapter) to a folder.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each record as a line of JSON.")] = False,
 ) -> None:
-    """Train a model from a recipe; a run that was cut goes on when started again.
+    """Train a model from a recipe; a run that was cut goes on when started again. Under torchrun several processes
+    train one model.
 
     Exit codes: 0 done, or stopped by --max-minutes; 1 the run cannot go on; 2 recipe, data or state are wrong.
     """
     import torch
 
-    from openk2.errors import CheckpointError
+    from openk2.errors import CheckpointError, ConfigError
     from openk2.llm.source import check_device
     from openk2.training.assemble import open_run
     from openk2.training.export import export_model
+    from openk2.training.parallel import joined
     from openk2.training.recipe import load_recipe
 
     if threads is not None:
@@ -57,21 +59,27 @@ def run(
     check_device(device)
     plan = load_recipe(recipe, set_ or [])
     folder = output or Path("runs") / plan.name
-    trainer, held = open_run(plan, folder, device=device, watch=_quiet if as_json else _watched)
-    resumed = trainer.resume()
-    if export is not None:
-        if not resumed:
-            raise CheckpointError(f"{folder} holds no state of a run to export; name the run's folder with --output")
-        export_model(trainer, export)
-        typer.echo(f"{export}: {trainer.tokens:,} tokens, step {trainer.step:,}")
-        return
-    if resumed and not as_json:
-        typer.echo(f"resumed at {trainer.tokens:,} tokens (step {trainer.step:,})")
-    seconds = None if max_minutes is None else 60 * max_minutes
-    if as_json:
-        trainer.run(held, max_seconds=seconds, report=lambda entry: typer.echo(json.dumps(entry)))
-    else:
-        _run_with_progress(trainer, held, seconds)
+    with joined(device, plan.parallel.expert_parallel) as ranks:
+        quiet = as_json or ranks.index > 0
+        if export is not None and ranks.size > 1:
+            raise ConfigError("--export is for one process: start it without torchrun", param="export")
+        trainer, held = open_run(plan, folder, device=ranks.device, ranks=ranks, watch=_quiet if quiet else _watched)
+        resumed = trainer.resume()
+        if export is not None:
+            if not resumed:
+                raise CheckpointError(
+                    f"{folder} holds no state of a run to export; name the run's folder with --output"
+                )
+            export_model(trainer, export)
+            typer.echo(f"{export}: {trainer.tokens:,} tokens, step {trainer.step:,}")
+            return
+        if resumed and not quiet:
+            typer.echo(f"resumed at {trainer.tokens:,} tokens (step {trainer.step:,})")
+        seconds = None if max_minutes is None else 60 * max_minutes
+        if quiet:  # of several ranks, `run` reports on the first alone
+            trainer.run(held, max_seconds=seconds, report=lambda entry: typer.echo(json.dumps(entry)))
+        else:
+            _run_with_progress(trainer, held, seconds)
 
 
 @app.command()

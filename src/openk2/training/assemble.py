@@ -11,6 +11,7 @@ from openk2.errors import DataError
 from openk2.training.data import Conversation, conversations
 from openk2.training.files import collect_conversations, collect_texts, expand_paths
 from openk2.training.packing import Example
+from openk2.training.parallel import ALONE, Ranks
 from openk2.training.recipe import Recipe
 from openk2.training.source import BatchSource, MessageSource, TextSource
 from openk2.training.trainer import Trainer
@@ -24,15 +25,19 @@ def open_run(
     folder: Path,
     *,
     device: str = "cpu",
+    ranks: Ranks = ALONE,
     watch: Callable[[list[Path]], Iterable[Path]] = lambda paths: paths,
 ) -> tuple[Trainer, Held]:
-    """The trainer, not yet resumed, and the held-out data. `watch` passes the data files on as they are read.
+    """The trainer, not yet resumed, and the held-out data. `watch` passes the data files on as they are read. Every
+    rank reads the same data: `ranks` share the batches, not the files.
 
     Raises DataError, ConfigError and the like, one line each, for what is wrong with data, recipe or tokenizer.
     """
+    ranks.check(recipe)
     data = recipe.data
     if data.kind == "generated":
-        template = ChatTemplate(make_tokenizer(recipe, folder / "tokenizer"))
+        with ranks.first_alone():
+            template = ChatTemplate(make_tokenizer(recipe, folder / "tokenizer"))
         source = BatchSource(
             template,
             lambda seed, stage: conversations(seed, "train", stage=stage),
@@ -41,10 +46,11 @@ def open_run(
         )
         last_stage = recipe.stages[-1].data_stage
         held = list(islice(conversations(recipe.seed, "held", stage=last_stage), recipe.validation_conversations))
-        return Trainer(recipe, source, folder, device=device), held
+        return Trainer(recipe, source, folder, device=device, ranks=ranks), held
     paths = watch(expand_paths(data.files))
     documents = collect_texts(paths, data.text_field) if data.kind == "text" else collect_conversations(paths)
-    template = ChatTemplate(make_tokenizer(recipe, folder / "tokenizer", documents))
+    with ranks.first_alone():
+        template = ChatTemplate(make_tokenizer(recipe, folder / "tokenizer", documents))
     kind = TextSource if data.kind == "text" else MessageSource
     files: TextSource | MessageSource = kind(
         template,
@@ -57,4 +63,4 @@ def open_run(
     held_files: Held = files.held_examples(most) if isinstance(files, TextSource) else files.held_conversations(most)
     if data.held_out > 0 and most > 0 and not held_files:
         raise DataError("no held-out document fits the model's window; raise data.held_out", param="data.held_out")
-    return Trainer(recipe, files, folder, device=device), held_files
+    return Trainer(recipe, files, folder, device=device, ranks=ranks), held_files

@@ -8,11 +8,13 @@ down, is `openk2.training.qk_clip`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from openk2.training.parallel import ALONE, Ranks, local
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the quintic iteration: steep at 0, so that five steps bring every singular value near 1."""
@@ -34,6 +36,10 @@ def newton_schulz(matrices: Tensor, *, steps: int = 5, dtype: torch.dtype = torc
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _scale(rows: int, columns: int) -> float:
+    return RMS_MATCH * max(rows, columns) ** 0.5
 
 
 def muon_parameters(module: nn.Module) -> Iterable[tuple[str, nn.Parameter, bool]]:
@@ -71,8 +77,10 @@ class MuonClip(torch.optim.Optimizer):
         eps: float = 1e-8,
         newton_schulz_dtype: torch.dtype = torch.bfloat16,
         fused: Callable[[str], int] = lambda name: 2 if name.endswith("gate_up_proj") else 1,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`adamw_lr`: AdamW's learning rate, or one for each parameter name; None: the same `lr` serves both."""
+        """`adamw_lr`: AdamW's learning rate, or one for each parameter name; None: the same `lr` serves both.
+        `ranks`: those over which the module's parameters are sharded."""
         by_rate: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
         for name, parameter, is_muon in muon_parameters(module):
             rate = lr if is_muon or adamw_lr is None else adamw_lr(name) if callable(adamw_lr) else adamw_lr
@@ -91,7 +99,7 @@ class MuonClip(torch.optim.Optimizer):
             group["fused"] = [fused(name) for name in group["names"]]
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
         super().__init__(groups, defaults)
-        self.newton_schulz_dtype = newton_schulz_dtype
+        self.newton_schulz_dtype, self.ranks = newton_schulz_dtype, ranks
         self._squares: list[Tensor] = []
         self._updated = 0
 
@@ -118,40 +126,60 @@ class MuonClip(torch.optim.Optimizer):
                 self._muon(group)
             else:
                 self._adamw(group)
+        if self.ranks.size > 1 and self._squares:
+            sums = torch.stack([torch.stack(self._squares).sum(), self._squares[0].new_tensor(self._updated)])
+            self._squares, self._updated = [self.ranks.sum_(sums)[0]], int(sums[1])
         return loss
 
     def _muon(self, group: dict[str, Any]) -> None:
-        batches: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for parameter, fused in zip(group["params"], group["fused"], strict=True):
-            if parameter.grad is None:
-                continue
-            state = self.state[parameter]
+        fused = [f for p, f in zip(group["params"], group["fused"], strict=True) if p.grad is not None]
+        parameters = [p for p in group["params"] if p.grad is not None]
+        updates = []
+        for parameter in parameters:
+            state, gradient = self.state[parameter], local(parameter.grad)
             if not state:
                 state["momentum"] = torch.zeros_like(parameter)
-            momentum = state["momentum"].mul_(group["momentum"]).add_(parameter.grad)
-            update = parameter.grad.add(momentum, alpha=group["momentum"])
-            rows, columns = parameter.shape[-2] // fused, parameter.shape[-1]
-            batches[rows, columns].append((parameter.view(-1, rows, columns), update.view(-1, rows, columns)))
-        for (rows, columns), pairs in batches.items():
-            update = newton_schulz(torch.cat([u for _, u in pairs]), dtype=self.newton_schulz_dtype)
-            scale = RMS_MATCH * max(rows, columns) ** 0.5
-            self._squares.append((update.float().norm() * scale).square())
-            self._updated += update.numel()
-            for (weight, _), part in zip(pairs, update.split([w.shape[0] for w, _ in pairs]), strict=True):
-                weight.mul_(1 - group["lr"] * group["weight_decay"]).add_(part, alpha=-group["lr"] * scale)
+            momentum = local(state["momentum"]).mul_(group["momentum"]).add_(gradient)
+            updates.append(gradient.add(momentum, alpha=group["momentum"]))
+        forms = [(p.shape[-2] // f, p.shape[-1]) for p, f in zip(parameters, fused, strict=True)]
+        if self.ranks.size == 1:
+            updates = self._orthogonalise(updates, forms)
+        else:
+            from openk2.training.parallel.owners import on_whole_matrices
+
+            shapes = [p.shape for p in parameters]
+            updates = on_whole_matrices(lambda given: self._orthogonalise(given, forms), updates, shapes, self.ranks)
+        for parameter, update, form in zip(parameters, updates, forms, strict=True):
+            weight = local(parameter).mul_(1 - group["lr"] * group["weight_decay"])
+            weight.add_(update.view(weight.shape), alpha=-group["lr"] * _scale(*form))
+
+    def _orthogonalise(self, updates: list[Tensor], forms: Sequence[tuple[int, int]]) -> list[Tensor]:
+        """Each update as a stack of matrices of its (rows, columns); those of one form go in one batch."""
+        batches: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for i, form in enumerate(forms):
+            batches[form].append(i)
+        results = list(updates)
+        for form, members in batches.items():
+            stacks = [updates[i].view(-1, *form) for i in members]
+            batch = newton_schulz(torch.cat(stacks), dtype=self.newton_schulz_dtype)
+            self._squares.append((batch.float().norm() * _scale(*form)).square())
+            self._updated += batch.numel()
+            for i, part in zip(members, batch.split([len(stack) for stack in stacks]), strict=True):
+                results[i] = part.reshape(updates[i].shape)
+        return results
 
     def _adamw(self, group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
         for parameter in group["params"]:
             if parameter.grad is None:
                 continue
-            state = self.state[parameter]
+            state, weight, gradient = self.state[parameter], local(parameter), local(parameter.grad)
             if not state:
                 state["step"] = 0
                 state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
             state["step"] += 1
-            first = state["exp_avg"].lerp_(parameter.grad, 1 - beta1)
-            second = state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+            first = local(state["exp_avg"]).lerp_(gradient, 1 - beta1)
+            second = local(state["exp_avg_sq"]).mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
             denominator = (second / (1 - beta2 ** state["step"])).sqrt_().add_(group["eps"])
-            parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1 ** state["step"]))
+            weight.mul_(1 - group["lr"] * group["weight_decay"])
+            weight.addcdiv_(first, denominator, value=-group["lr"] / (1 - beta1 ** state["step"]))

@@ -9,28 +9,37 @@ import torch
 from torch import Tensor
 
 from openk2.models import K2Model
+from openk2.training.parallel import ALONE, Ranks, local, my_rows
 
 THRESHOLD = 100.0
 """tau of the paper."""
 
 
 @torch.no_grad()
-def qk_clip_(model: K2Model, max_logits: Tensor, threshold: float = THRESHOLD) -> int:
+def qk_clip_(model: K2Model, max_logits: Tensor, threshold: float = THRESHOLD, ranks: Ranks = ALONE) -> int:
     """Scale down the heads whose largest attention logit passed `threshold`; returns how many.
 
-    max_logits: (layers, heads), the largest softmax input of each head over the step's whole batch. With
+    max_logits: (layers, heads), the largest softmax input of each head over the step's whole batch, all `ranks`. With
     g = threshold / max_logit, a head's q_nope and k_nope rows are multiplied by sqrt(g), its q_rope rows by g; the
     rotary key, which all heads share, and the value rows stay. Run it after the optimizer's step.
     """
-    config, clipped = model.config, 0
+    config = model.config
     heads, nope = config.num_attention_heads, config.qk_nope_head_dim
-    for layer, head in (max_logits > threshold).nonzero().tolist():
+    passed = (max_logits > threshold).nonzero().tolist()
+    for layer in sorted({layer for layer, _ in passed}):
         attention = model.decoder_layers[layer].self_attn
         query = attention.q_proj if config.q_lora_rank is None else attention.q_b_proj
-        g = threshold / float(max_logits[layer, head])
-        query_rows = query.weight.view(heads, config.qk_head_dim, -1)[head]
-        query_rows[:nope] *= g**0.5
-        query_rows[nope:] *= g
-        attention.kv_b_proj.weight.view(heads, nope + config.v_head_dim, -1)[head, :nope] *= g**0.5
-        clipped += 1
-    return clipped
+        query_rows = torch.ones(heads, config.qk_head_dim, device=max_logits.device)
+        key_rows = torch.ones(heads, nope + config.v_head_dim, device=max_logits.device)
+        for head in (head for other, head in passed if other == layer):
+            g = threshold / float(max_logits[layer, head])
+            query_rows[head, :nope] = key_rows[head, :nope] = g**0.5
+            query_rows[head, nope:] = g
+        _scale_rows_(query.weight, query_rows.flatten(), ranks)
+        _scale_rows_(attention.kv_b_proj.weight, key_rows.flatten(), ranks)
+    return len(passed)
+
+
+def _scale_rows_(weight: Tensor, factors: Tensor, ranks: Ranks) -> None:
+    """Multiply each row by its factor; of a weight sharded by rows, those that this rank has."""
+    local(weight).mul_(factors[my_rows(len(factors), ranks.size, ranks.index), None])

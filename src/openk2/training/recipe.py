@@ -122,6 +122,21 @@ class TokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the processes that torchrun starts share the model; one process does without (`training/parallel`)."""
+
+    expert_parallel: int = 1
+    """Ranks over which each layer's experts are spread; the dense rest is always sharded over all of them."""
+
+    def __post_init__(self) -> None:
+        if self.expert_parallel < 1:
+            raise ConfigError(
+                f"parallel.expert_parallel must be at least 1, not {self.expert_parallel}",
+                param="parallel.expert_parallel",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     model: ModelConfig
     """The `[model]` section: a preset with changes. Left out with a checkpoint as `init`: that one's."""
@@ -133,6 +148,7 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     lora: LoraConfig | None = None
     """Adapters to train instead of the model."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     name: str = "run"
     seed: int = 0
     init: str = "structured"
@@ -140,7 +156,7 @@ class Recipe:
     router_bias_rate: tuple[float, float] = (0.03, 0.003)
     """Largest step of the load-balancing bias, at the first token and at the last."""
     accumulate: int = 1
-    """Batches whose gradients make one step."""
+    """Batches whose gradients make one step, all processes together."""
     recompute: bool = False
     """Keep only each layer's input for the backward pass and run the layer again there: less memory, a third more work.
     """
@@ -204,6 +220,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         "data": _build(DataConfig, raw.pop("data", {}), "data"),
         "optimizer": _build(OptimizerConfig, raw.pop("optimizer", {}), "optimizer"),
         "guides": _build(GuidesConfig, raw.pop("guides", {}), "guides"),
+        "parallel": _build(ParallelConfig, raw.pop("parallel", {}), "parallel"),
         "tokenizer": _build(TokenizerConfig, raw.pop("tokenizer", {}), "tokenizer"),
     }
     return _build(Recipe, {**values, **raw})

@@ -79,13 +79,16 @@ def _number(path: Path, numbered: Path) -> None:
         shutil.copyfile(path, numbered)
 
 
-def read_state(folder: Path, device: str) -> dict[str, Any] | None:
-    """The latest state in `folder`; None where there is none. Raises CheckpointError when it is unreadable."""
+def read_state(folder: Path, device: str, *, mapped: bool = False) -> dict[str, Any] | None:
+    """The latest state in `folder`; None where there is none. Raises CheckpointError when it is unreadable.
+
+    `mapped`: read each tensor when it is looked at, on the CPU: for processes that want a part of each.
+    """
     path = folder / STATE_FILE
     if not path.exists():
         return None
     try:
-        return torch.load(path, map_location=device, weights_only=True)  # type: ignore[no-any-return]
+        return torch.load(path, map_location=device, weights_only=True, mmap=mapped)  # type: ignore[no-any-return]
     except Exception as error:
         others = sorted(one for one in _numbered(folder) if not one[1].samefile(path))  # the newest is the same bytes
         way_out = f"rename {others[-1][1].name} to it to go on from there" if others else "remove it to start anew"

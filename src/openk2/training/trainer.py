@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -22,11 +22,12 @@ from openk2.evals.lines import LineFile
 from openk2.training.balance import imbalance, update_router_bias_
 from openk2.training.data import Conversation
 from openk2.training.guide_loss import GuideLoss
-from openk2.training.guides import find_guides
+from openk2.training.guides import KINDS, find_guides
 from openk2.training.init import first_model
 from openk2.training.lora import add_adapters_
 from openk2.training.muon import MuonClip
 from openk2.training.packing import Example, PackedBatch
+from openk2.training.parallel import ALONE, Ranks, clip_grad_norm_
 from openk2.training.precision import Workshop
 from openk2.training.qk_clip import qk_clip_
 from openk2.training.recipe import Recipe
@@ -34,20 +35,34 @@ from openk2.training.source import Source
 from openk2.training.state import STATE_FILE, read_state, write_state
 from openk2.training.validate import Validation, validate
 
+if TYPE_CHECKING:
+    from openk2.training.parallel.shard import Sharded
+
 LOG_FILE = "log.jsonl"
 
 
 class Trainer:
     """Holds a run's state: weights, optimizer, and the position (step, tokens) from which the data follow."""
 
-    def __init__(self, recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu") -> None:
-        self.recipe, self.source, self.folder, self.device = recipe, source, folder, device
-        self.model = first_model(recipe.model, recipe.init, recipe.seed).to(device)
+    def __init__(
+        self, recipe: Recipe, source: Source, folder: Path, *, device: str = "cpu", ranks: Ranks = ALONE
+    ) -> None:
+        """`ranks`: the processes that train together, of which each has a trainer. Raises ConfigError when they cannot
+        share the recipe."""
+        ranks.check(recipe)
+        self.recipe, self.source, self.folder, self.device, self.ranks = recipe, source, folder, device, ranks
+        self.model = first_model(recipe.model, recipe.init, recipe.seed)
+        self.sharded: Sharded | None = None
+        if ranks.size > 1:
+            from openk2.training.parallel.shard import Sharded
+
+            self.sharded = Sharded(self.model, ranks, recipe.dtype)
+        self.model.to(device)
         if recipe.lora is not None:
             _check_same_shape(recipe)
             add_adapters_(self.model, recipe.lora, recipe.seed)
             self.model.to(device)
-        self.workshop = Workshop(self.model, recipe.dtype)
+        self.workshop = Workshop(self.model, recipe.dtype if self.sharded is None else "float32")  # FSDP casts itself
         o = recipe.optimizer
         self.optimizer = MuonClip(
             self.model,
@@ -59,6 +74,7 @@ class Trainer:
                 o.embedding_lr if "embed_tokens" in name else o.head_lr if "lm_head" in name else o.lr
             ),
             newton_schulz_dtype=getattr(torch, o.newton_schulz_dtype),
+            ranks=ranks,
         )
         self.step, self.batches, self.tokens, self.seconds = 0, 0, 0, 0.0
         c = recipe.model
@@ -79,18 +95,21 @@ class Trainer:
         recipe, model = self.recipe, self.model
         c = model.config
         stage = recipe.stage(self.tokens)
-        batches = [self.source.batch(self.batches + i, stage).to(self.device) for i in range(recipe.accumulate)]
+        batches = [self.source.batch(self.batches + i, stage) for i in range(recipe.accumulate)]
         supervised = sum(int(batch.supervised.sum()) for batch in batches)
         max_logits = torch.full((c.num_hidden_layers, c.num_attention_heads), -torch.inf, device=self.device)
         load = torch.zeros(c.num_hidden_layers, c.n_routed_experts or 0, device=self.device)
         loss = 0.0
         guides: dict[str, float] = {}
-        for batch in batches:
+        for batch in (batch.to(self.device) for batch in self.ranks.share(batches)):
             share = int(batch.supervised.sum()) / supervised
             part, found = self._backward(batch, share, max_logits, load)
             loss += part * share
             guides = {kind: guides.get(kind, 0.0) + value * share for kind, value in found.items()}
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm)
+        loss, guides = self._over_ranks(loss, guides)
+        self.ranks.max_(max_logits)
+        self.ranks.sum_(load)
+        norm = clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm, self.ranks)
         scale = recipe.schedule.scale(self.tokens)
         self._check_finite(loss, float(norm), scale, float(max_logits.max()))
         self.optimizer.set_lr_scale(scale)
@@ -98,7 +117,7 @@ class Trainer:
         self.optimizer.zero_grad()
         clipped = 0
         if recipe.lora is None:  # both change the model itself
-            clipped = qk_clip_(model, max_logits, recipe.optimizer.qk_clip_threshold)
+            clipped = qk_clip_(model, max_logits, recipe.optimizer.qk_clip_threshold, self.ranks)
             first, last = recipe.router_bias_rate
             update_router_bias_(model, load, first + (last - first) * min(self.tokens / self.total_tokens, 1.0))
         self.workshop.refresh()
@@ -147,6 +166,13 @@ class Trainer:
         self.workshop.gather()
         return float(loss.detach()), {kind: float(value.detach()) for kind, value in guides.items()}
 
+    def _over_ranks(self, loss: float, guides: dict[str, float]) -> tuple[float, dict[str, float]]:
+        if self.ranks.size == 1:
+            return loss, guides
+        own = [loss, *(guides.get(kind, 0.0) for kind in KINDS)]
+        loss, *rest = self.ranks.sum_(torch.tensor(own, dtype=torch.float64, device=self.device)).tolist()
+        return loss, {kind: value for kind, value in zip(KINDS, rest, strict=True) if value > 0}
+
     def _check_finite(self, loss: float, norm: float, scale: float, max_logit: float) -> None:
         if math.isfinite(loss) and math.isfinite(norm):
             return
@@ -176,8 +202,12 @@ class Trainer:
     ) -> None:
         """Train to the schedule's end, or until `max_seconds` have passed; validate, save and log on the way.
 
-        `report` is given every record that goes to the log. Raises TrainingError when state or log cannot be written.
+        `report` is given every record that goes to the log. Of several ranks only the first logs, reports and writes.
+        Raises TrainingError when state or log cannot be written.
         """
+        if self.ranks.index > 0:
+            self._run(held, max_seconds, lambda entry: None)
+            return
         with LineFile(self.folder / LOG_FILE) as log:
 
             def record(entry: dict[str, Any]) -> None:
@@ -207,7 +237,7 @@ class Trainer:
                 record(self._validation_record(validate(self.workshop.worker, self.source.template, held)))
             if crossed(before, self.tokens, recipe.save_every_tokens):
                 self.save()
-            if max_seconds is not None and time.perf_counter() - started > max_seconds:
+            if max_seconds is not None and self.ranks.any(time.perf_counter() - started > max_seconds):
                 break
         self.save()
 
@@ -228,12 +258,16 @@ class Trainer:
         """Write the whole state (`state.py`). Raises TrainingError when it cannot be written."""
         lora = self.recipe.lora
         kept = {name for name, p in self.model.named_parameters() if p.requires_grad}
-        weights = self.model.state_dict()
+        weights, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        if self.sharded is not None:
+            weights, optimizer = self.sharded.whole(weights, optimizer)
+            if self.ranks.index > 0:
+                return
         state = {
             "config": self.recipe.model.to_hf(),
             "model": weights if lora is None else {name: weights[name] for name in weights if name in kept},
             "lora": None if lora is None else asdict(lora),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
             "step": self.step,
             "batches": self.batches,
             "tokens": self.tokens,
@@ -247,7 +281,7 @@ class Trainer:
 
         Raises CheckpointError when it is unreadable, of another architecture, or of other data.
         """
-        state = read_state(self.folder, self.device)
+        state = read_state(self.folder, "cpu" if self.sharded else self.device, mapped=self.sharded is not None)
         if state is None:
             return False
         path = self.folder / STATE_FILE
@@ -257,8 +291,11 @@ class Trainer:
         if state.get("lora") != (None if lora is None else asdict(lora)):
             raise CheckpointError(f"{path} is of another [lora] section than the recipe's; choose another --output")
         self.source.seek(state.get("data", {}))
-        self.model.load_state_dict(state["model"], strict=lora is None)
-        self.optimizer.load_state_dict(_by_name(state["optimizer"], self.optimizer.state_dict()))
+        weights, optimizer = state["model"], _by_name(state["optimizer"], self.optimizer.state_dict())
+        if self.sharded is not None:
+            weights, optimizer = self.sharded.shares(weights, optimizer)
+        self.model.load_state_dict(weights, strict=lora is None)
+        self.optimizer.load_state_dict(optimizer)
         self.workshop.refresh()
         self.step, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.batches = state.get("batches", self.step)  # states from before gradient accumulation have none
