@@ -84,3 +84,9 @@ def test_a_plan_that_does_not_fit_draws_its_memory(tmp_path: Path) -> None:
     done = run("--hardware", "8xH100", "--plots", str(tmp_path), "--json")
     assert done.exit_code == 1
     assert {Path(file).stem for file in json.loads(done.stdout)["plots"]} == {"memory"}
+
+
+def test_this_machine_or_another_not_both() -> None:
+    done = run("k2-0905", "--here", "--hardware", "8xH200")
+    assert isinstance(done.exception, ConfigError)
+    assert "--hardware" in str(done.exception)

@@ -13,6 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from openk2.cli import main as cli
+from openk2.cli.train import app
 from openk2.errors import CheckpointError, ConfigError, DataError, EnvironmentFault, TrainingError
 
 RECIPE = """
@@ -141,3 +142,14 @@ def test_a_killed_run_ends_with_the_same_bits(recipe: Path, tmp_path: Path) -> N
     assert (whole["step"], whole["data"]) == (killed["step"], killed["data"])
     for name, value in whole["model"].items():
         assert torch.equal(value, killed["model"][name]), name
+
+
+def test_a_vocabulary_is_never_overwritten(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat, the cat sat on the hat\n" * 40)
+    done = CliRunner().invoke(app, ["tokenizer", str(text), "--vocab-size", "520", "--output", str(tmp_path / "v")])
+    assert done.exit_code == 0, done.output
+    before = (tmp_path / "v" / "tiktoken.model").read_bytes()
+    again = CliRunner().invoke(app, ["tokenizer", str(text), "--vocab-size", "516", "--output", str(tmp_path / "v")])
+    assert isinstance(again.exception, ConfigError)
+    assert (tmp_path / "v" / "tiktoken.model").read_bytes() == before

@@ -17,7 +17,9 @@ def command(
     model: Annotated[
         str, typer.Argument(help="A preset, qwen3-coder-480b, glm-4.5, a folder, or a safetensors index.")
     ] = "k2-0905",
-    hardware: Annotated[str, typer.Option(help="A count and a device: 16xH200, CPU-12ch-DDR5-6000-768GB.")] = "16xH200",
+    hardware: Annotated[
+        str | None, typer.Option(help="A count and a device: CPU-12ch-DDR5-6000-768GB; else 16xH200.")
+    ] = None,
     here: Annotated[bool, typer.Option("--here", help="This machine, measured now, in place of --hardware.")] = False,
     hardware_file: Annotated[Path | None, typer.Option(help="TOML with devices of your own.")] = None,
     context: Annotated[str, typer.Option(help="Longest request in tokens, such as 128k.")] = "32k",
@@ -43,11 +45,14 @@ def command(
     """
     from dataclasses import asdict, replace
 
+    from openk2.errors import ConfigError
     from openk2.planner import Load, read_hardware, read_load, read_tokens
     from openk2.planner.cost import PRICE_FILE, prices
     from openk2.planner.make_plan import make_plan
 
-    machine = _measured() if here else read_hardware(hardware, file=hardware_file)
+    if here and hardware is not None:
+        raise ConfigError("--here measures this machine: leave --hardware out", param="hardware")
+    machine = _measured() if here else read_hardware(hardware or "16xH200", file=hardware_file)
     tokens = read_tokens(context)
     if load:
         wanted = read_load(load, context_tokens=tokens)

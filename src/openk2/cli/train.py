@@ -130,10 +130,12 @@ def tokenizer(
     from openk2.errors import ConfigError
     from openk2.training.bpe import MERGES, train_ranks
     from openk2.training.files import collect_texts, expand_paths
-    from openk2.training.vocabulary import SPECIAL_SLOTS, write_tokenizer
+    from openk2.training.vocabulary import RANKS, SPECIAL_SLOTS, write_tokenizer
 
     if merges not in MERGES:
         raise ConfigError(f"--merges must be {' or '.join(MERGES)}, not {merges!r}")
+    if (output / RANKS).exists():
+        raise ConfigError(f"{output} holds a vocabulary already; checkpoints may depend on it: choose another --output")
     documents = collect_texts(_watched(expand_paths(files)), text_field)
     texts = (documents.read(i).text for i in range(len(documents)))
     ranks = train_ranks(texts, vocab_size - SPECIAL_SLOTS, allow=MERGES[merges])
