@@ -18,11 +18,13 @@ from tests.training.conftest import numbered
 from torch import Tensor
 
 from openk2.chat.template import ChatTemplate
+from openk2.config import ModelConfig
 from openk2.models import ForwardBatch
-from openk2.models.moe import MoEGate
+from openk2.models.moe import MoEGate, RoutedExperts
 from openk2.tokenizer import Tokenizer
 from openk2.training.bpe import byte_order
 from openk2.training.parallel import ALONE, Ranks
+from openk2.training.parallel.experts import ParallelExperts
 from openk2.training.recipe import Recipe
 from openk2.training.source import BatchSource
 from openk2.training.trainer import Trainer
@@ -203,3 +205,33 @@ def records(folder: Path, recipe: Recipe, steps: int) -> list[dict[str, Any]]:
     """Of a run of the ranks."""
     trainer = make_trainer(recipe, folder / "run", all_ranks(recipe))
     return [trainer.train_step() for _ in range(steps)]
+
+
+def experts_with_idle_ranks(folder: Path, config: ModelConfig) -> list[float]:
+    """A layer's experts spread over the ranks while every token chooses the first rank's: how far output and gradients
+    are from those of one process, with and without a gradient."""
+    ranks = Ranks.of_group("cpu", dist.get_world_size())
+    assert ranks.experts is not None
+    generator = torch.Generator().manual_seed(0)
+    alone = RoutedExperts(config)
+    for parameter in alone.parameters():
+        parameter.data.normal_(generator=generator).mul_(parameter.shape[-1] ** -0.5)
+    spread = ParallelExperts(alone, ranks.experts)
+    tokens = torch.randn(12, config.hidden_size, generator=generator)
+    ids = torch.tensor([[0, 1], [1, 0]] * 6)
+    weights = torch.rand(12, 2, generator=generator)
+    batch, found = ForwardBatch.packed([12]), []
+    outputs, gradients = [], []
+    for experts in (alone, spread):
+        x, w = tokens.clone().requires_grad_(), weights.clone().requires_grad_()
+        out = experts(x, ids, w, batch)
+        out.square().sum().backward()
+        with torch.no_grad():
+            found.append(float((experts(x, ids, w, batch) - out).abs().max()))
+        outputs.append(out)
+        gradients.append([x.grad, w.grad, *(p.grad for p in experts.parameters())])
+    found.append(float((outputs[0] - outputs[1]).abs().max()))
+    for mine, whole_grad in zip(gradients[1], gradients[0], strict=True):
+        theirs = whole_grad if mine.shape == whole_grad.shape else whole_grad[spread.mine] * ranks.size
+        found.append(float((mine - theirs).abs().max() / whole_grad.abs().max()))
+    return found

@@ -12,6 +12,7 @@ import torch
 from tests.training.parallel_runs import (
     compare_at_points,
     cut_and_whole,
+    experts_with_idle_ranks,
     losses_with_replayed_choices,
     make_trainer,
     records,
@@ -19,6 +20,7 @@ from tests.training.parallel_runs import (
     save_again,
 )
 
+from openk2.config import ModelConfig
 from openk2.errors import ConfigError
 from openk2.training.lora import LoraConfig
 from openk2.training.parallel import Ranks, my_rows
@@ -105,12 +107,12 @@ def test_a_state_passes_between_one_rank_and_two(shared: Recipe, tmp_path: Path)
 
 @pytest.mark.parametrize("degree", [1, 2])
 def test_bfloat16_recomputation_and_guides_over_two_ranks(recipe: Recipe, tmp_path: Path, degree: int) -> None:
-    recipe = replace(recipe, accumulate=4, dtype="bfloat16", parallel=ParallelConfig(expert_parallel=degree))
+    recipe = replace(recipe, accumulate=2, dtype="bfloat16", parallel=ParallelConfig(expert_parallel=degree))
     variants = {"recompute": True} if degree == 2 else {"guides": GuidesConfig(**GUIDES)}
     recipe = replace(recipe, **variants)
-    both = run_ranks(2, records, tmp_path, recipe, 3)
+    both = run_ranks(2, records, tmp_path, recipe, 2)
     alone = make_trainer(recipe, tmp_path / "alone")
-    for ours, others, theirs in zip(*both, [alone.train_step() for _ in range(3)], strict=True):
+    for ours, others, theirs in zip(*both, [alone.train_step() for _ in range(2)], strict=True):
         timed = {"tokens_per_second"}
         assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in others.items() if k not in timed}
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-2)
@@ -127,6 +129,21 @@ def test_four_ranks_two_by_two(shared: Recipe, tmp_path: Path) -> None:
     assert_same_state(read(tmp_path / "runs" / "cut"), read(tmp_path / "runs" / "whole"))
     run_ranks(2, save_again, tmp_path / "two", four, tmp_path / "runs" / "cut")
     assert_same_state(read(tmp_path / "two" / "again"), read(tmp_path / "runs" / "cut"))
+
+
+def test_ranks_whose_experts_nobody_chose_go_along(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    for found in run_ranks(2, experts_with_idle_ranks, tmp_path, tiny_config):
+        assert max(found) < 1e-5, found
+
+
+@pytest.mark.slow
+def test_ranks_without_a_share_of_the_experts(shared: Recipe, tmp_path: Path) -> None:
+    few = replace(shared.model, n_routed_experts=5)  # 2, 2, 1 and 0 of them
+    four = replace(shared, accumulate=4, model=few, parallel=ParallelConfig(expert_parallel=1))
+    points = run_ranks(4, compare_at_points, tmp_path / "points", four, 3, 3)[0]
+    assert all(point["gradients"][0] < 1e-5 and point["updates"][0] < 1e-5 for point in points)
+    run_ranks(4, cut_and_whole, tmp_path / "runs", four, 3, 1)
+    assert_same_state(read(tmp_path / "runs" / "cut"), read(tmp_path / "runs" / "whole"))
 
 
 def test_owners_have_about_the_same_work() -> None:
