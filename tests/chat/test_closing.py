@@ -162,6 +162,22 @@ def test_a_number_that_is_whole_at_any_digit_ends_in_time(tokenizer: Tokenizer, 
     assert digits.startswith(call.arguments) and len(call.arguments) > 10
 
 
+@pytest.mark.parametrize("bounds", [(-1, 0), (0, 20), (-0.5, -0.001), (0.25, 0.26)])
+def test_a_number_that_may_not_end_in_zeros_is_not_closed_by_them(
+    tokenizer: Tokenizer, bounds: tuple[float, float]
+) -> None:
+    """-0.00...01 with hundreds of zeros is below 0, and every reader of JSON makes it -0."""
+    low, high = bounds
+    number = {"type": "number", "exclusiveMinimum": low, "exclusiveMaximum": high}
+    schema = {"type": "object", "properties": {"x": number}, "required": ["x"], "additionalProperties": False}
+    matcher = tool_grammars(tokenizer).arguments("f", schema).deep_copy()
+    begun = '{"x": ' + ("-0." if low < 0 else "0.")
+    assert all(matcher.consume_token(token_id) for token_id in tokenizer.encode(begun))
+    path = Closer(tokenizer).path(matcher, WATCHED_ROOM, frozenset())
+    assert path is not None and len(path) < 8
+    jsonschema_rs.validate(schema, json.loads(begun + tokenizer.decode(path)))
+
+
 def test_no_room_is_a_cut_call(tokenizer: Tokenizer) -> None:
     """What cannot be closed goes on to the limit: the length is the reason, and no call is delivered."""
     constraint = ToolConstraint.build(tokenizer, [tool("f", SCHEMAS["nested"])], REQUIRED, 0)

@@ -69,7 +69,7 @@ class Closer:
         self._inside = _ids(single[byte] for byte in _ONLY_IN_STRINGS)
         # Text, where a string may not end yet: words, the longest first; then what patterns ask for.
         signs = [byte for byte in range(33, 127) if not chr(byte).isalnum() and byte not in _STRUCTURE | {ord("\\")}]
-        signs += b"01" + b"aA" + b"23456789" + bytes(range(98, 123)) + bytes(range(66, 91))
+        signs += b"1aA234567890" + bytes(range(98, 123)) + bytes(range(66, 91))
         signs += b"\x80\x90\xa0\xb0"  # what is left of a character
         words = [of_length[length] for length in (16, 8) if length in of_length]
         self._filling = _ids([*words, *(single[byte] for byte in signs)])
@@ -120,7 +120,12 @@ class Closer:
             said = self._tokenizer.decode_bytes(path)
             known = set(structure)
             texts = {int(t): self._tokenizer.token_bytes(int(t)) for t in allowed if int(t) not in known}
-            children += sorted(texts, key=lambda t: (not _leads_to(said + texts[t], required), -len(texts[t])))
+            # A zero at the end last: bounds that want another digit after it are not reached by more of them, and a
+            # fraction of hundreds of zeros is read as 0.
+            children += sorted(
+                texts,
+                key=lambda t: (not _leads_to(said + texts[t], required), texts[t].endswith(b"0"), -len(texts[t])),
+            )
             return [*children[: _MOST_CHILDREN - len(openers[:1])], *openers][:_MOST_CHILDREN]
         if structure and not in_string:
             return [*children, *_allowed(words, self._scalars).tolist(), *openers][:_MOST_CHILDREN]
