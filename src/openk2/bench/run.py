@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,11 +12,12 @@ import torch
 
 from openk2.bench.cases import Case
 from openk2.bench.limits import MachineLimits
-from openk2.checkpoint import Checkpoint, Quantization, load_model, random_model
+from openk2.checkpoint import Checkpoint, Quantization
 from openk2.config import SamplingParams
 from openk2.engine import Engine, EngineConfig, EngineRequest
-from openk2.llm.source import Source, serving_dtype, serving_quantization
-from openk2.models import K2Model
+from openk2.engine.memory_plan import resident_bytes
+from openk2.llm.source import Source, load_engine, serving_quantization
+from openk2.models.packed_stored import ExpertCacheStats
 from openk2.planner import ModelShape, TimeTerms, scheme
 
 SCHEMES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
@@ -65,6 +64,8 @@ class Bench:
     limits: MachineLimits
     rounds: int
     results: tuple[CaseResult, ...]
+    experts: ExpertCacheStats | None
+    """Over all cases and rounds, where the routed experts are on disk."""
 
 
 def run(
@@ -73,28 +74,25 @@ def run(
     limits: MachineLimits,
     *,
     quantization: str | None = None,
+    packed_folder: Path | None = None,
+    memory: int | None = None,
     rounds: int = 3,
     on_round: Callable[[], None] = lambda: None,
 ) -> Bench:
     """Every case `rounds` times after a round to warm up; `on_round` is called after each of them.
 
-    Raises as loading does, and ConfigError for a cache that memory cannot hold.
+    `packed_folder` and `memory` as in `LLM`. Raises as loading does, and ConfigError for a cache that memory cannot
+    hold.
     """
     started = time.perf_counter()
     formats = _formats(source, quantization)
-    model = _load(source, formats)
+    longest = max(case.context + case.answer_tokens for case in cases)
+    sizes = EngineConfig(max_model_len=longest, max_num_seqs=max(case.batch for case in cases))
+    engine = load_engine(source, sizes, quantization=formats, packed_folder=packed_folder, memory=memory)
     load_s = time.perf_counter() - started
     shape = ModelShape.from_config(source.name, source.config)
-    cache_format = "bf16" if model.model.embed_tokens.weight.dtype == torch.bfloat16 else "f32"
+    cache_format = "bf16" if engine.runner.model.model.embed_tokens.weight.dtype == torch.bfloat16 else "f32"
     stored = scheme(cache_format if formats is None else SCHEMES[formats.experts])
-    longest = max(case.context + case.answer_tokens for case in cases)
-    engine = Engine(
-        model,
-        EngineConfig(
-            max_model_len=longest,
-            max_num_seqs=max(case.batch for case in cases),
-        ),
-    )
     generator = torch.Generator().manual_seed(0)
     results = []
     for case in cases:
@@ -129,6 +127,7 @@ def run(
         limits,
         rounds,
         tuple(results),
+        engine.stats().experts,
     )
 
 
@@ -137,13 +136,6 @@ def _formats(source: Source, quantization: str | None) -> Quantization | None:
     if quantization is not None:
         return Quantization.parse(quantization)
     return None if source.folder is None else serving_quantization(Checkpoint.open(source.folder), "cpu")
-
-
-def _load(source: Source, formats: Quantization | None) -> K2Model:
-    if source.folder is None:
-        return random_model(source.config, dtype=torch.float32, quantization=formats)
-    dtype = None if formats else serving_dtype(Checkpoint.open(source.folder), "cpu")
-    return load_model(source.folder, dtype=dtype, quantization=formats)
 
 
 def _prompts(case: Case, vocab_size: int, generator: torch.Generator) -> list[list[int]]:
@@ -165,13 +157,3 @@ def _time(engine: Engine, prompts: Sequence[list[int]], case: Case) -> float:
             started, counted_from = time.perf_counter(), min(given.values())  # every prompt is through
     spent = time.perf_counter() - started
     return spent if answer == 1 else spent / (answer - counted_from)
-
-
-def resident_bytes() -> int:
-    """Memory of this process: now on Linux, else the most it has had."""
-    status = Path("/proc/self/status")
-    for line in status.read_text().splitlines() if status.exists() else []:
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

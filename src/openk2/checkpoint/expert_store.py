@@ -4,16 +4,17 @@ A cache of a fixed number of slots, over all layers together. A layer's experts 
 the next layer will probably want is fetched ahead by a thread of its own while this one computes (Eliseev and Mazur,
 arXiv:2312.17238, guess it as we do: by the next layer's router on this layer's input).
 
-The slot that is given up is the one whose expert is coldest. An expert's heat is the sum of its uses, each halved with
-every HALF_LIFE passes that it lies back: between least frequently (a long half-life) and least recently used (a short
-one), as LRFU (Lee et al., IEEE Transactions on Computers 50(12), 2001). An expert's heat is known also while it is not
-in memory. Slots in use, and those that are being filled, are pinned.
+The slot that is given up is the one whose expert is coldest. An expert's heat is the share of the passes through its
+layer that used it, a pass counting half as much after HALF_LIFE more of them; it is known also while the expert is not
+in memory. Passes, not time: layers come round in turn, and by least recent use everything would go just before its turn
+comes where the cache is smaller than what one pass uses. Slots in use, and those that are being filled, are pinned.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -22,12 +23,13 @@ from openk2.errors import ConfigError
 from openk2.models.packed_stored import ExpertCacheStats
 from openk2.quant import PackedStack
 
+FloatArray = np.ndarray[Any, np.dtype[np.float64]]
+
 READERS = 4
 """Reads at once: one at a time leaves a solid-state disk idle."""
 MOST_AHEAD = 32
 HALF_LIFE = 64
-"""Passes through all layers after which a use counts half. On recorded routing of k2-nano, 16 to 256 hit alike."""
-RESCALE = 1e200
+"""Passes. `benchmarks/expert_store.py` compares others."""
 
 
 def least_slots(topk: int) -> int:
@@ -55,15 +57,18 @@ class ExpertStore:
 
         self._slot_of: dict[int, int] = {}
         """By expert, counted over all layers: what is in memory, or being read."""
-        self._expert_in: list[int | None] = [None] * self.slots
-        self._heat = np.zeros(shape.count)
-        self._slot_heat = np.full(self.slots, -1.0)
+        self._expert_in = np.full(self.slots, -1)
+        """-1: none."""
+        self._uses = np.zeros(shape.count)
+        """Of each expert, decayed."""
+        self._passes = np.zeros(shape.layers)
+        """Through each layer, decayed alike."""
+        self._decay = 2 ** (-1 / HALF_LIFE)
+        self._layer: int | None = None
+        """Of the last `hold`."""
         self._pinned = np.zeros(self.slots, dtype=bool)
         self._held: list[int] = []
         """Slots of the last `hold`."""
-        self._gain = 1.0
-        """What one use adds now. It grows, in place of all heats shrinking."""
-        self._growth = 2 ** (1 / (HALF_LIFE * shape.layers * topk))
         self._ahead: dict[int, Future[None]] = {}
         self._readers = ThreadPoolExecutor(READERS, "openk2-experts")
         self._reader_ahead = ThreadPoolExecutor(1, "openk2-experts-ahead")
@@ -96,7 +101,7 @@ class ExpertStore:
         self._pinned[self._held] = False
         self._held = []
         arrived = self._settle_ahead(set(wanted))
-        self._warm(wanted)
+        self._count(layer, wanted)
         missing = [expert for expert in wanted if expert not in self._slot_of]
         self._held = [self._slot_of[expert] for expert in wanted if expert in self._slot_of]
         self._pinned[self._held] = True
@@ -124,11 +129,6 @@ class ExpertStore:
         for expert, slot in self._free_slots(wanted):
             self._ahead[expert] = self._begin(self._reader_ahead, expert, slot)
 
-    def close(self) -> None:
-        self._reader_ahead.shutdown(cancel_futures=True)
-        self._readers.shutdown(cancel_futures=True)
-        self.file.close()
-
     def _settle_ahead(self, wanted: set[int]) -> dict[int, Future[None]]:
         """The readings of `wanted` that have begun; those that have not are left to `hold`. What was fetched in vain is
         no longer pinned, or not read at all, but for what is being read now."""
@@ -148,37 +148,37 @@ class ExpertStore:
             del self._ahead[expert]
         return arrived
 
-    def _warm(self, wanted: list[int]) -> None:
-        self._gain *= self._growth ** len(wanted)
-        self._heat[wanted] += self._gain
-        for expert in wanted:
-            if expert in self._slot_of:
-                self._slot_heat[self._slot_of[expert]] = self._heat[expert]
-        if self._gain > RESCALE:
-            self._heat /= self._gain
-            occupied = self._slot_heat >= 0
-            self._slot_heat[occupied] /= self._gain
-            self._gain = 1.0
+    def _count(self, layer: int, wanted: list[int]) -> None:
+        """Several calls in a row for one layer are parts of one pass."""
+        if layer != self._layer or self.shape.layers == 1:
+            self._uses[layer * self.shape.experts : (layer + 1) * self.shape.experts] *= self._decay
+            self._passes[layer] = self._passes[layer] * self._decay + 1
+        self._layer = layer
+        self._uses[wanted] += 1
+
+    def _heat(self) -> FloatArray:
+        """Of each slot's expert; -1 for an empty slot, infinite for one that is pinned."""
+        passes = np.maximum(self._passes[self._expert_in // self.shape.experts], 1)
+        heat = np.where(self._expert_in < 0, -1.0, self._uses[self._expert_in] / passes)
+        return np.where(self._pinned, np.inf, heat)
 
     def _free_slots(self, experts: list[int]) -> Iterator[tuple[int, int]]:
         """For each expert a slot: the coldest ones that are not pinned."""
         if experts:
-            heat = np.where(self._pinned, np.inf, self._slot_heat)
-            for expert, slot in zip(experts, np.argpartition(heat, len(experts) - 1).tolist(), strict=False):
+            coldest = np.argpartition(self._heat(), len(experts) - 1).tolist()
+            for expert, slot in zip(experts, coldest, strict=False):
                 assert not self._pinned[slot], "more experts at once than there are slots"
-                before = self._expert_in[slot]
-                if before is not None:
-                    del self._slot_of[before]
+                self._slot_of.pop(int(self._expert_in[slot]), None)
                 yield expert, slot
 
     def _begin(self, readers: ThreadPoolExecutor, expert: int, slot: int) -> Future[None]:
         self._slot_of[expert], self._expert_in[slot] = slot, expert
-        self._slot_heat[slot], self._pinned[slot] = self._heat[expert], True
+        self._pinned[slot] = True
         return readers.submit(self.file.read, expert, self._gate_ups[slot], self._downs[slot])
 
     def _drop(self, expert: int) -> None:
         slot = self._slot_of.pop(expert)
-        self._expert_in[slot], self._slot_heat[slot], self._pinned[slot] = None, -1.0, False
+        self._expert_in[slot], self._pinned[slot] = -1, False
 
 
 def _slices(stack: PackedStack, matrices: int) -> list[memoryview]:

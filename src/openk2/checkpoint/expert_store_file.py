@@ -20,6 +20,7 @@ import os
 import shutil
 import struct
 import threading
+import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -140,6 +141,7 @@ class ExpertFile:
         if path.stat().st_size != self._begin + shape.count * shape.record_bytes:
             raise refused(path, "cut short")
         self._fd, self.is_direct = _open(path)
+        weakref.finalize(self, os.close, self._fd)
         self._checked = bytearray(shape.count)
         gate_up, down = 2 * shape.gate_up(1).matrix_bytes, shape.down(1).matrix_bytes
         self._is_aligned = gate_up % PAGE == 0 and down % PAGE == 0
@@ -166,9 +168,6 @@ class ExpertFile:
         if not self._checked[index]:
             self._check(index, gate_up, down)
             self._checked[index] = 1
-
-    def close(self) -> None:
-        os.close(self._fd)
 
     def _read(self, into: list[memoryview], at: int, size: int) -> None:
         if os.preadv(self._fd, into, at) != size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
@@ -104,6 +105,11 @@ class StoredTensor:
     dtype: str
     """safetensors' spelling: BF16, F32, F8_E4M3, I32 ..."""
 
+    @property
+    def bytes(self) -> int:
+        """Of a tensor in one of STORED_DTYPES."""
+        return math.prod(self.shape) * STORED_DTYPES[self.dtype].itemsize
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -135,6 +141,10 @@ class Checkpoint:
         for path, tensors in self.shards.items():
             for name, tensor in tensors.items():
                 yield path, name, tensor
+
+    @property
+    def largest(self) -> StoredTensor:
+        return max((tensor for _, _, tensor in self.tensors()), key=lambda tensor: math.prod(tensor.shape))
 
     @property
     def weight_bytes(self) -> int:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from openk2.bench import Bench
+    from openk2.models.packed_stored import ExpertCacheStats
 
 
 def command(
@@ -19,6 +22,12 @@ def command(
     ] = "k2-nano",
     quantization: Annotated[
         str | None, typer.Option(help="int8, int4 or bf16: weights packed for the native CPU kernels.")
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What the process keeps to, such as 8GiB; experts that do not fit stay on disk.")
+    ] = None,
+    packed_folder: Annotated[
+        Path | None, typer.Option(help="Folder of those experts; default: the user's cache.")
     ] = None,
     prefill: Annotated[str, typer.Option(help="Prompt lengths.")] = "128,512,2k",
     depth: Annotated[str, typer.Option(help="Tokens before the decoded ones.")] = "16,1k",
@@ -38,6 +47,7 @@ def command(
 
     from openk2.bench import make_cases, measure_limits, run
     from openk2.cli.progress import progress_bar
+    from openk2.config import read_bytes
     from openk2.llm.source import Source
 
     if threads is not None:
@@ -52,7 +62,16 @@ def command(
         window=source.config.max_position_embeddings,
     )
     with progress_bar("rounds", len(cases) * (rounds + 1)) as on_round:
-        done = run(source, cases, measure_limits(), quantization=quantization, rounds=rounds, on_round=on_round)
+        done = run(
+            source,
+            cases,
+            measure_limits(),
+            quantization=quantization,
+            packed_folder=packed_folder,
+            memory=None if memory is None else read_bytes(memory, param="memory"),
+            rounds=rounds,
+            on_round=on_round,
+        )
     if plot is not None:
         _draw(done, plot)
     if as_json:
@@ -105,10 +124,21 @@ def _print(done: Bench) -> None:
             one.limit.binds,
         )
     console.print(table)
+    if done.experts is not None:
+        _print_experts(console, done.experts)
     console.print(
         f"Medians of {done.rounds} rounds. ms: to the first token of a prompt, or of a decode step. "
         "limit: by roofline, at the rates above.",
         style="dim",
+    )
+
+
+def _print_experts(console: Console, experts: ExpertCacheStats) -> None:
+    lookups = max(experts.lookups, 1)
+    console.print(
+        f"experts: {experts.slots:,} of {experts.experts:,} in memory; of {experts.lookups:,} lookups "
+        f"{experts.hits / lookups:.1%} were there, {experts.hits_ahead / lookups:.1%} fetched ahead; "
+        f"{experts.bytes_read / 1e9:,.2f} GB read"
     )
 
 

@@ -47,6 +47,9 @@ def command(
     packed_folder: Path | None = typer.Option(
         None, help="Folder that keeps the packed weights of --quantization, so that the next start maps them."
     ),
+    memory: str | None = typer.Option(
+        None, help="What the model's process keeps to, such as 8GiB; experts that do not fit are read from disk."
+    ),
     api_key_file: Path | None = typer.Option(
         None, help="File of accepted API keys, one a line; the variable OPENK2_API_KEY adds one."
     ),
@@ -101,7 +104,7 @@ def command(
             param="tensor_parallel_size",
         )
 
-    from openk2.config import SamplingParams
+    from openk2.config import SamplingParams, read_bytes
     from openk2.server.request_log import RequestSink, log_request
     from openk2.server.run import run_server
     from openk2.server.settings import ServerSettings, read_api_keys
@@ -125,15 +128,17 @@ def command(
 
         sinks.append(otlp_sink(otlp_traces_endpoint))
 
+    promised = None if memory is None else read_bytes(memory, param="memory")
     sampling_defaults = SamplingParams.from_generation_config(override_generation_config or "{}")
 
     if upstream:
         from openk2.cli.gateway import GatewayOptions, serve_gateway
 
-        if max_model_len is not None or override_generation_config is not None or quantization is not None:
+        local = (max_model_len, override_generation_config, quantization, memory)
+        if any(option is not None for option in local):
             raise ConfigError(
-                "--max-model-len, --override-generation-config and --quantization are for models that run here, "
-                "not upstream"
+                "--max-model-len, --override-generation-config, --quantization and --memory are for models that run "
+                "here, not upstream"
             )
         options = GatewayOptions.read(
             upstream,
@@ -159,6 +164,7 @@ def command(
             sampling_defaults=sampling_defaults,
             quantization=quantization,
             packed_folder=packed_folder,
+            memory=promised,
             engine_process=True,
         )
 

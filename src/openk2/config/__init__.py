@@ -1,7 +1,8 @@
 """What a model is (`ModelConfig`, presets) and how it is asked (`SamplingParams`). Standard library only."""
 
+from openk2.config.byte_size import read_bytes, show_bytes
 from openk2.config.model_config import ModelConfig, RopeScaling
 from openk2.config.presets import PRESETS, preset
 from openk2.config.sampling import SamplingParams
 
-__all__ = ["PRESETS", "ModelConfig", "RopeScaling", "SamplingParams", "preset"]
+__all__ = ["PRESETS", "ModelConfig", "RopeScaling", "SamplingParams", "preset", "read_bytes", "show_bytes"]

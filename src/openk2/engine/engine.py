@@ -17,6 +17,7 @@ from openk2.engine.sampler import Failure, certain, logprobs, sample
 from openk2.engine.scheduler import Scheduler
 from openk2.errors import ConfigError, ContextLengthError, RequestError
 from openk2.models import K2Model
+from openk2.models.packed_stored import ExpertCacheStats, stored_experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,8 @@ class EngineStats:
     """Those of them that the prefix cache held."""
     generated_tokens: int
     preemptions: int
+    experts: ExpertCacheStats | None = None
+    """Of a model whose routed experts are on disk."""
 
 
 class Engine:
@@ -107,6 +110,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_seqs=config.max_num_seqs,
         )
+        self._stored_experts = stored_experts(model)
         self._requests: dict[str, RequestState] = {}
         self._generated_tokens = 0
 
@@ -125,6 +129,7 @@ class Engine:
             cached_tokens=self.scheduler.num_cached_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=self.scheduler.num_preemptions,
+            experts=self._stored_experts[0].slots.stats if self._stored_experts else None,
         )
 
     def add_request(self, request: EngineRequest) -> None:

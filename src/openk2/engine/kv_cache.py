@@ -36,9 +36,15 @@ def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int
 
 
 def default_num_blocks(
-    config: ModelConfig, *, block_size: int, max_model_len: int, max_num_seqs: int, dtype: torch.dtype
+    config: ModelConfig,
+    *,
+    block_size: int,
+    max_model_len: int,
+    max_num_seqs: int,
+    dtype: torch.dtype,
+    most_bytes: int = DEFAULT_BYTES,
 ) -> int:
-    """Room for every sequence at full length, as far as DEFAULT_BYTES go; but always for one; plus the null block."""
+    """Room for every sequence at full length, as far as `most_bytes` go; but always for one; plus the null block."""
     one = -(-max_model_len // block_size)
-    affordable = DEFAULT_BYTES // block_bytes(config, block_size, dtype)
+    affordable = most_bytes // block_bytes(config, block_size, dtype)
     return max(one, min(one * max_num_seqs, affordable)) + 1

@@ -24,7 +24,7 @@ from openk2.chat.events import ChatEvent, collect
 from openk2.chat.ids import count_calls
 from openk2.chat.messages import Completion, Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.parser import ReplyParser
-from openk2.chat.provider import ChatRequest, ProviderLoad, TextRequest
+from openk2.chat.provider import ChatRequest, ProviderFigure, ProviderLoad, TextRequest
 from openk2.chat.template import ChatTemplate
 from openk2.chat.trace import Trace
 from openk2.checkpoint import Quantization, load_generation_config
@@ -56,6 +56,7 @@ class LLM:
     quantization: int8 or int4 quantise the large matrices at load and bf16 packs them as they are, for the native CPU
     kernels; parts may differ, as in `int4,head=int8`.
     packed_folder: keeps the packed matrices of checkpoints in files, so that the next start maps them.
+    memory: bytes that the engine's process keeps to. Packed experts that do not fit stay on disk (docs/memory.md).
     engine_process: run the engine in a process of its own, as a server should. Programs that set it guard their main
     module by `if __name__ == "__main__"`.
 
@@ -73,6 +74,7 @@ class LLM:
         sampling_defaults: SamplingParams | None = None,
         quantization: str | None = None,
         packed_folder: Path | None = None,
+        memory: int | None = None,
         engine_process: bool = False,
         engine_config: EngineConfig | None = None,
     ) -> None:
@@ -100,7 +102,7 @@ class LLM:
         if max_model_len is not None:
             engine_config = replace(engine_config, max_model_len=max_model_len)
         build = EngineBuilder(
-            source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config, formats, packed_folder
+            source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config, formats, packed_folder, memory
         )
         self._engine: EngineClient = ProcessEngine(build) if engine_process else ThreadEngine(build)
 
@@ -130,6 +132,21 @@ class LLM:
             cache_hits=stats.cached_tokens,
             preemptions=stats.preemptions,
         )
+
+    @property
+    def figures(self) -> tuple[ProviderFigure, ...]:
+        """Of the routed experts, where they are on disk; as of the end of the engine's last step."""
+        experts = self._engine.stats.experts
+        if experts is None:
+            return ()
+        counters = {
+            "openk2:expert_lookups": ("Experts that layers asked for.", experts.lookups),
+            "openk2:expert_hits": ("Those that were in memory.", experts.hits),
+            "openk2:expert_hits_ahead": ("Those that had been fetched ahead.", experts.hits_ahead),
+            "openk2:expert_bytes_read": ("Bytes of experts read from disk.", experts.bytes_read),
+        }
+        labels = {"model_name": self._name}
+        return tuple(ProviderFigure(name, text, "counter", labels, of) for name, (text, of) in counters.items())
 
     def close(self) -> None:
         """End the engine; requests that still run get EngineDeadError."""

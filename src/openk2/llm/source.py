@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from openk2.chat.grammars import tool_grammars
 from openk2.chat.messages import ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.response_format import build_constraint
 from openk2.checkpoint import Checkpoint, Quantization, load_config, load_model, random_model
+from openk2.checkpoint.files import STORED_DTYPES
 from openk2.config import ModelConfig, preset
 from openk2.engine import Engine, EngineConfig
 from openk2.engine.constraint import TokenConstraint
+from openk2.engine.memory_plan import plan_memory
 from openk2.engine.process import EngineParts
 from openk2.errors import CheckpointError, ConfigError, EnvironmentFault
 from openk2.tokenizer import Tokenizer
@@ -96,6 +98,69 @@ def _stored_dtype(checkpoint: Checkpoint) -> str | None:
     return next(stored, None)
 
 
+def load_engine(
+    source: Source,
+    sizes: EngineConfig,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    quantization: Quantization | None = None,
+    packed_folder: Path | None = None,
+    memory: int | None = None,
+) -> Engine:
+    """The engine over a model in the formats that `LLM` tells.
+
+    `memory`: of this process, in bytes. Where the model needs more, its routed experts stay in a file of
+    `packed_folder` (default: of the user's cache). Raises ConfigError, before a weight is read, where that is not
+    enough.
+    """
+    checkpoint = None if source.folder is None else Checkpoint.open(source.folder)
+    if checkpoint is not None and dtype is None and quantization is None:
+        quantization = serving_quantization(checkpoint, device)
+        dtype = None if quantization else serving_dtype(checkpoint, device)
+    expert_cache_bytes = None
+    if memory is not None:
+        if device != "cpu":
+            raise ConfigError("memory is a promise for CPUs; leave it out, or take --device cpu", param="memory")
+        stored = None if checkpoint is None else checkpoint.largest
+        plan = plan_memory(
+            source.config,
+            memory,
+            quantization=quantization,
+            dtype=dtype or (torch.float32 if quantization or stored is None else STORED_DTYPES[stored.dtype]),
+            engine=sizes,
+            largest_tensor_bytes=0 if stored is None else stored.bytes,
+        )
+        sizes, expert_cache_bytes = replace(sizes, num_blocks=plan.num_blocks), plan.expert_cache_bytes
+        if expert_cache_bytes is not None:
+            packed_folder = packed_folder or default_packed_folder()
+    if source.folder is None:
+        model = random_model(
+            source.config,
+            device=device,
+            dtype=dtype or torch.float32,
+            quantization=quantization,
+            packed_folder=packed_folder,
+            expert_cache_bytes=expert_cache_bytes,
+        )
+    else:
+        model = load_model(
+            source.folder,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            packed_folder=packed_folder,
+            expert_cache_bytes=expert_cache_bytes,
+            mapped=memory is None,
+        )
+    return Engine(model, sizes)
+
+
+def default_packed_folder() -> Path:
+    """Where packed experts lie when nobody says."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openk2" / "packed"
+
+
 @dataclass(frozen=True)
 class ConstraintSpec:
     """What a request's constraint is built from, on the engine's side."""
@@ -130,31 +195,22 @@ class EngineBuilder:
     engine_config: EngineConfig
     quantization: Quantization | None = None
     packed_folder: Path | None = None
+    memory: int | None = None
+    """Bytes that the engine's process keeps to."""
 
     def __call__(self) -> EngineParts:
         if self.quantization is not None and self.device != "cpu":
             raise ConfigError("quantization packs weights for CPUs; leave it out, or take --device cpu", param="device")
         check_device(self.device)
-        if self.source.folder is None:
-            model = random_model(
-                self.source.config,
-                device=self.device,
-                dtype=self.dtype or torch.float32,
-                quantization=self.quantization,
-            )
-        else:
-            dtype, quantization = self.dtype, self.quantization
-            if dtype is None and quantization is None:
-                checkpoint = Checkpoint.open(self.source.folder)
-                quantization = serving_quantization(checkpoint, self.device)
-                dtype = None if quantization else serving_dtype(checkpoint, self.device)
-            model = load_model(
-                self.source.folder,
-                device=self.device,
-                dtype=dtype,
-                quantization=quantization,
-                packed_folder=self.packed_folder,
-            )
+        engine = load_engine(
+            self.source,
+            self.engine_config,
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            packed_folder=self.packed_folder,
+            memory=self.memory,
+        )
         tokenizer = Tokenizer.from_folder(self.tokenizer_folder)
         tool_grammars(tokenizer)  # made once, before the first request waits for it
 
@@ -169,4 +225,4 @@ class EngineBuilder:
                 end_ids=self.stop_token_ids,
             )
 
-        return EngineParts(Engine(model, self.engine_config), make_constraint)
+        return EngineParts(engine, make_constraint)
