@@ -9,6 +9,7 @@ TORCH ?= auto
 VENV := .venv
 READY := $(VENV)/.ready
 CLIENTS := .venv-clients
+CREWAI := .venv-crewai
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
 .PHONY: help setup serve test test-slow test-clients test-peers test-sanitized bench force
@@ -40,8 +41,9 @@ test: setup ## lint, types and every fast test
 test-slow: setup ## the tests that take minutes
 	$(PYTEST) -m slow
 
-test-clients: $(CLIENTS)/.ready ## third-party clients against the server, in an environment of their own
-	OMP_NUM_THREADS=1 $(CLIENTS)/bin/pytest tests/clients -m clients
+test-clients: $(CLIENTS)/.ready $(CREWAI)/.ready ## third-party clients against the server, in environments of their own
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/pytest tests/clients -m clients --ignore tests/clients/test_crewai.py
+	OMP_NUM_THREADS=1 $(CREWAI)/bin/pytest tests/clients/test_crewai.py -m clients
 
 # The base install: what the clients see of openk2 needs neither torch nor a compiler.
 $(CLIENTS)/.ready: pyproject.toml dev/clients.txt dev/clients-npm.txt
@@ -50,6 +52,12 @@ $(CLIENTS)/.ready: pyproject.toml dev/clients.txt dev/clients-npm.txt
 	$(CLIENTS)/bin/python -m pip install --quiet --editable . --config-settings=wheel.cmake=false
 	if command -v npm > /dev/null; then xargs npm install --prefix $(CLIENTS)/node --no-fund --no-audit < dev/clients-npm.txt; \
 	else echo "no npm here: Claude Code, Codex and the Vercel AI SDK are left out"; fi
+	touch $@
+
+$(CREWAI)/.ready: pyproject.toml dev/clients-crewai.txt
+	test -x $(CREWAI)/bin/python || $(PYTHON) -m venv $(CREWAI)
+	$(CREWAI)/bin/python -m pip install --quiet --requirement dev/clients-crewai.txt
+	$(CREWAI)/bin/python -m pip install --quiet --editable . --config-settings=wheel.cmake=false
 	touch $@
 
 test-sanitized: setup ## the kernels' tests under the address and undefined-behaviour sanitizers of g++
