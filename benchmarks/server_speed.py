@@ -5,7 +5,8 @@
 `mini` (random weights, see `engine_speed`) is written to a temporary folder and served with k2-nano's tokenizer. Both
 sides answer the same chat requests, streamed, greedy, at the same concurrency, in turns; each figure is the median of
 the rounds, a ratio the server's to the library's. A gap is the time between two pieces of text of one answer. The
-server runs as users start it, HTTP and JSON included.
+server runs as users start it, HTTP and JSON included; its processor time is that of the process before the engine's,
+and on Linux tells what a token costs there on a busy machine, too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from openk2.chat.messages import Message
 from openk2.chat.provider import ChatRequest
 from openk2.checkpoint import random_model, save_model
 from openk2.config import SamplingParams, preset
-from server_process import server_process
+from server_process import cpu_seconds, server_process
 
 QUESTIONS = ("Hello, who are you?", "What can you do?", "Tell me about yourself.", "Thanks a lot!")
 
@@ -65,11 +66,11 @@ class Stopwatch:
 
 
 @contextlib.contextmanager
-def serving(model: str, tokenizer: str | None) -> Iterator[str]:
-    """Base URL of `openk2 serve MODEL`, once it is healthy."""
+def serving(model: str, tokenizer: str | None) -> Iterator[tuple[str, int]]:
+    """Base URL and process id of `openk2 serve MODEL`, once it is healthy."""
     arguments = ["-m", "openk2", "serve", model, *(["--tokenizer", tokenizer] if tokenizer else [])]
-    with server_process(arguments) as (url, _):
-        yield url
+    with server_process(arguments) as (url, server):
+        yield url, server.pid
 
 
 async def ask_server(client: httpx2.AsyncClient, model: str, question: str, max_tokens: int) -> Answer:
@@ -136,26 +137,32 @@ async def load(ask: Callable[[str], Awaitable[Answer]], streams: int, requests: 
 
 
 @contextlib.asynccontextmanager
-async def sides(model: str, tokenizer: str | None, max_tokens: int) -> AsyncIterator[dict[str, Any]]:
-    with serving(model, tokenizer) as base, LLM(model, tokenizer=tokenizer, engine_process=True) as llm:
+async def sides(model: str, tokenizer: str | None, max_tokens: int) -> AsyncIterator[tuple[dict[str, Any], int]]:
+    """How to ask each side, and the server's process."""
+    with serving(model, tokenizer) as (base, pid), LLM(model, tokenizer=tokenizer, engine_process=True) as llm:
         async with httpx2.AsyncClient(base_url=base, timeout=600) as client:
             served = (await client.get("/v1/models")).json()["data"][0]["id"]
-            yield {
+            asks = {
                 "server": lambda question: ask_server(client, served, question, max_tokens),
                 "library": lambda question: ask_library(llm, question, max_tokens),
             }
+            yield asks, pid
 
 
 async def measure(model: str, tokenizer: str | None, arguments: argparse.Namespace) -> dict[str, Any]:
     cases: dict[str, Any] = {}
-    async with sides(model, tokenizer, arguments.max_tokens) as asks:
+    async with sides(model, tokenizer, arguments.max_tokens) as (asks, pid):
         for streams in arguments.streams:
             figures: dict[str, list[Load]] = {side: [] for side in asks}
+            cpu_per_token: list[float] = []
             for round_number in range(arguments.rounds + 1):  # the first warms up
                 for side in sorted(asks, reverse=bool(round_number % 2)):
+                    cpu = cpu_seconds(pid)
                     figure = await load(asks[side], streams, max(arguments.requests, streams))
                     if round_number:
                         figures[side].append(figure)
+                        if side == "server":
+                            cpu_per_token.append((cpu_seconds(pid) - cpu) / figure.tokens)
             rates = {side: statistics.median(f.rate for f in values) for side, values in figures.items()}
             gaps = {side: statistics.median(f.gap_p99 for f in values) for side, values in figures.items()}
             cases[f"{streams} at a time"] = {
@@ -167,6 +174,7 @@ async def measure(model: str, tokenizer: str | None, arguments: argparse.Namespa
                 },
                 **{f"{side} p99 gap ms": round(1000 * gap, 1) for side, gap in gaps.items()},
                 "gap ratio": round(gaps["server"] / gaps["library"], 2),
+                "server CPU us/token": round(1e6 * statistics.median(cpu_per_token), 1),
                 "same tokens": figures["server"][0].tokens == figures["library"][0].tokens,
             }
     return cases

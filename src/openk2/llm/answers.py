@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from openk2.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.lexers import Piece
@@ -46,7 +46,8 @@ class Answer:
     ) -> None:
         self.is_finished = False
         self.engine_finished = False
-        self._usage = Usage(prompt_tokens)
+        self._prompt_tokens = prompt_tokens
+        self._cached_tokens = self._completion_tokens = self._reasoning_tokens = 0
         self._vocab_size = tokenizer.vocab_size
         self._specials = tokenizer.special_ids
         self._lexer = TokenLexer(tokenizer, thinks=thinks)
@@ -58,10 +59,10 @@ class Answer:
     def feed(self, outcome: Outcome) -> list[ChatEvent]:
         """Events that follow. Raises the error that ended the request."""
         output = _checked(outcome, self)
-        self._usage = replace(self._usage, cached_tokens=output.cached_tokens)
+        self._cached_tokens = output.cached_tokens
         events: list[ChatEvent] = []
         for i, token_id in enumerate(output.token_ids):
-            self._usage = replace(self._usage, completion_tokens=self._usage.completion_tokens + 1)
+            self._completion_tokens += 1
             was_thinking = self._parser.is_thinking
             if output.logprobs and token_id not in self._specials:
                 self._logprobs.push(token_id, output.logprobs[i])
@@ -69,7 +70,7 @@ class Answer:
             pieces = self._lexer.push(token_id) if token_id < self._vocab_size else []
             stop = self._through_stops(self._parsed(pieces), events)
             if was_thinking or self._parser.is_thinking:
-                self._usage = replace(self._usage, reasoning_tokens=self._usage.reasoning_tokens + 1)
+                self._reasoning_tokens += 1
             if stop is not None:
                 return self._finish("stop", events, stop)
         if output.finish_reason is not None:
@@ -97,7 +98,7 @@ class Answer:
         """Append `parsed` to `events`, its prose as far as it is certain; the stop string that ended it, if one did."""
         for event in parsed:
             if isinstance(event, TextDelta):
-                is_early = self._usage.completion_tokens < self._min_tokens
+                is_early = self._completion_tokens < self._min_tokens
                 text, stop = (event.text, None) if is_early else self._stop.push(event.text)
                 if text:
                     events.append(TextDelta(text, self._logprobs.take(text)))
@@ -114,10 +115,11 @@ class Answer:
 
     def _finish(self, reason: FinishReason, events: list[ChatEvent], stop: str | None = None) -> list[ChatEvent]:
         self.is_finished = True
+        usage = Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens, self._reasoning_tokens)
         if stop is None:
-            stop = self._through_stops(self._parser.finish(reason, self._usage), events)
+            stop = self._through_stops(self._parser.finish(reason, usage), events)
         if stop is not None:
-            events.append(Finished("stop", self._usage, stop))
+            events.append(Finished("stop", usage, stop))
         return events
 
 
@@ -127,7 +129,8 @@ class RawAnswer:
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], sampling: SamplingParams) -> None:
         self.is_finished = False
         self.engine_finished = False
-        self._usage = Usage(len(prompt))
+        self._prompt_tokens = len(prompt)
+        self._cached_tokens = 0
         self._unechoed = None if sampling.prompt_logprobs is None else prompt
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(tokenizer)
@@ -157,10 +160,9 @@ class RawAnswer:
         return events
 
     def _read(self, output: StepOutput) -> None:
-        self._usage = replace(self._usage, cached_tokens=output.cached_tokens)
+        self._cached_tokens = output.cached_tokens
         for i, token_id in enumerate(output.token_ids):
             self._ids.append(token_id)
-            self._usage = replace(self._usage, completion_tokens=len(self._ids))
             is_end = output.finish_reason == "stop" and i == len(output.token_ids) - 1
             is_special = token_id in self._tokenizer.special_ids
             if token_id < self._tokenizer.vocab_size and not (is_special and (self._skips_specials or is_end)):
@@ -181,6 +183,10 @@ class RawAnswer:
 
     def generation(self) -> Generation:
         return Generation("".join(self._text), tuple(self._ids), self._reason, self._usage)
+
+    @property
+    def _usage(self) -> Usage:
+        return Usage(self._prompt_tokens, len(self._ids), self._cached_tokens)
 
     def _add(self, text: str) -> None:
         self._logprobs.saw(text)
