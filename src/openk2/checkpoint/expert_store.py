@@ -28,8 +28,9 @@ FloatArray = np.ndarray[Any, np.dtype[np.float64]]
 READERS = 4
 """Reads at once: one at a time leaves a solid-state disk idle."""
 MOST_AHEAD = 32
-HALF_LIFE = 64
-"""Passes. `benchmarks/expert_store.py` compares others."""
+HALF_LIFE = 16
+"""Passes. On k2-nano's own routing, whose topics change, 4 hits one point more often and 64 two points less; on routing
+that stays the same, 64 one point more (`benchmarks/expert_store.py`)."""
 
 
 def least_slots(topk: int) -> int:
