@@ -1,9 +1,11 @@
-"""Training tokens/s of k2-nano's shape, and where a step's time goes.
+"""Training tokens/s beside transformers in the same run, and where a step's time goes.
 
-    python benchmarks/training_speed.py [--threads N] [--steps N] [--json FILE]
+    python benchmarks/training_speed.py [--preset nano] [--dtype float32] [--threads N] [--steps N] [--json FILE]
 
-One step is a packed batch of random tokens through forward, backward and MuonClip, as in `openk2 train`. The machine's
-limit beside it is the float32 matrix-product rate that the same number of threads reaches on 1024 x 1024 matrices.
+One step is eight sequences of 512 random tokens through forward and backward and an optimizer: MuonClip, as in
+`openk2 train`, and torch's AdamW, which transformers' DeepseekV3 gets too, with the same weights, tokens and dtype
+(weights, gradients and states). The sides take turns; each figure is the median. The machine's limit beside them is the
+rate that the same number of threads reaches on products of 1024 x 1024 float32 matrices.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from openk2.config import ModelConfig, preset
 from openk2.models import ForwardBatch, K2Model
@@ -66,51 +70,117 @@ def matrix_flops(config: ModelConfig, lengths: list[int], supervised: int) -> fl
     return 6 * (tokens * per_token + scores + supervised * c.hidden_size * c.vocab_size)
 
 
-def time_step(model: K2Model, optimizer: MuonClip, lengths: list[int], supervised: torch.Tensor) -> StepTimes:
-    tokens = sum(lengths)
-    ids = torch.randint(0, model.config.vocab_size, (tokens,))
-    t0 = time.perf_counter()
-    hidden = model(ids, ForwardBatch.packed(lengths))
-    loss = F.cross_entropy(model.compute_logits(hidden[supervised]), ids[supervised])
-    t1 = time.perf_counter()
-    loss.backward()
-    t2 = time.perf_counter()
-    optimizer.step()
-    optimizer.zero_grad()
-    return StepTimes(t1 - t0, t2 - t1, time.perf_counter() - t2)
+@dataclass
+class Side:
+    """A model, its optimizer, and its loss of a batch."""
+
+    optimizer: torch.optim.Optimizer
+    loss: Callable[[Tensor, Tensor], Tensor]
+
+    def step(self, ids: Tensor, supervised: Tensor) -> tuple[StepTimes, float]:
+        """ids: (rows, length); supervised: places in the flattened ids. The step's times and its loss."""
+        t0 = time.perf_counter()
+        loss = self.loss(ids, supervised)
+        t1 = time.perf_counter()
+        loss.backward()
+        t2 = time.perf_counter()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return StepTimes(t1 - t0, t2 - t1, time.perf_counter() - t2), float(loss.detach())
+
+
+def ours(model: K2Model, optimizer: torch.optim.Optimizer) -> Side:
+    def loss(ids: Tensor, supervised: Tensor) -> Tensor:
+        flat = ids.flatten()
+        hidden = model(flat, ForwardBatch.packed([ids.shape[1]] * ids.shape[0]))
+        return F.cross_entropy(model.compute_logits(hidden[supervised]).float(), flat[supervised])
+
+    return Side(optimizer, loss)
+
+
+def theirs(model: K2Model) -> Side:
+    """transformers' model with copies of our weights, all of them trained."""
+    import transformers
+
+    raw = model.config.to_hf() | {"model_type": "deepseek_v3"}  # transformers does not know kimi_k2
+    with torch.device("meta"):
+        twin = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**raw))
+    copies = {name: p.detach().clone() for name, p in model.named_parameters()}
+    result = twin.load_state_dict(copies, strict=False, assign=True)
+    assert not result.missing_keys and not result.unexpected_keys, result
+    twin.model.rotary_emb = type(twin.model.rotary_emb)(twin.config)  # no parameters: made again, off the meta device
+    twin.train()
+    for parameter in twin.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+
+    def loss(ids: Tensor, supervised: Tensor) -> Tensor:
+        hidden = twin.model(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        return F.cross_entropy(twin.lm_head(hidden[supervised]).float(), ids.flatten()[supervised])
+
+    return Side(torch.optim.AdamW(twin.parameters(), lr=1e-4), loss)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--preset", default="nano")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--steps", type=int, default=7, help="measured steps; one more warms up")
+    parser.add_argument("--steps", type=int, default=7, help="measured steps of each side; one more warms up")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    config = preset("nano")
-    model = K2Model(config)
-    structured_init_(model, 0)
-    optimizer = MuonClip(model, lr=1e-3, newton_schulz_dtype=torch.float32)
-    lengths = [512] * 8
-    supervised = torch.arange(0, sum(lengths), 5)  # a fifth of the tokens, as in the data
-    time_step(model, optimizer, lengths, supervised)
-    steps = [time_step(model, optimizer, lengths, supervised) for _ in range(arguments.steps)]
-    seconds = statistics.median(s.total for s in steps)
-    achieved, limit = matrix_flops(config, lengths, len(supervised)) / seconds / 1e9, matmul_gflops()
+    torch.manual_seed(0)
+    config, dtype = preset(arguments.preset), getattr(torch, arguments.dtype)
+
+    def made() -> K2Model:
+        model = K2Model(config)
+        structured_init_(model, 0)
+        return model.to(dtype)
+
+    muon, adamw = made(), made()
+    sides = {
+        "openk2, MuonClip": ours(muon, MuonClip(muon, lr=1e-3, newton_schulz_dtype=torch.float32)),
+        "openk2, AdamW": ours(adamw, torch.optim.AdamW(adamw.parameters(), lr=1e-4)),
+        "transformers, AdamW": theirs(adamw),
+    }
+    rows, length = 8, 512
+    supervised = torch.arange(0, rows * length, 5)  # a fifth of the tokens, as in the data
+    times: dict[str, list[StepTimes]] = {name: [] for name in sides}
+    first_loss: dict[str, float] = {}
+    for step in range(arguments.steps + 1):
+        ids = torch.randint(0, config.vocab_size, (rows, length))
+        for name in sorted(sides, reverse=bool(step % 2)):
+            taken, loss = sides[name].step(ids, supervised)
+            first_loss.setdefault(name, loss)
+            if step:
+                times[name].append(taken)
+    seconds = {name: statistics.median(t.total for t in taken) for name, taken in times.items()}
+    flops, limit = matrix_flops(config, [length] * rows, len(supervised)), matmul_gflops()
     result = {
         "command": " ".join(["python", "benchmarks/training_speed.py", *sys.argv[1:]]),
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip(),
         "machine": {"cpu": processor_name(), "threads": arguments.threads, "torch": torch.__version__},
-        "tokens_per_second": round(sum(lengths) / seconds),
-        "milliseconds": {
-            part: round(1000 * statistics.median(getattr(s, part) for s in steps), 1)
-            for part in ("forward", "backward", "optimizer")
+        "preset": arguments.preset,
+        "dtype": arguments.dtype,
+        "sides": {
+            name: {
+                "tokens_per_second": round(rows * length / seconds[name]),
+                "spread": [round(rows * length / t.total) for t in sorted(taken, key=lambda t: -t.total)][
+                    :: len(taken) - 1 or 1
+                ],
+                "milliseconds": {
+                    part: round(1000 * statistics.median(getattr(t, part) for t in taken), 1)
+                    for part in ("forward", "backward", "optimizer")
+                },
+                "gflops": round(flops / seconds[name] / 1e9, 1),
+                "first_loss": round(first_loss[name], 5),
+            }
+            for name, taken in times.items()
         },
-        "gflops": round(achieved, 1),
+        "ratio": round(seconds["transformers, AdamW"] / seconds["openk2, AdamW"], 2),
         "matmul_gflops": round(limit, 1),
-        "share_of_matmul_rate": round(achieved / limit, 3),
     }
     text = json.dumps(result, indent=2)
     print(text)
