@@ -201,7 +201,8 @@ def _run_with_progress(trainer: Any, held: Any, max_seconds: float | None) -> No
 
         def report(entry: dict[str, Any]) -> None:
             if "loss" in entry:
-                line = f"loss {entry['loss']:.3f}  {entry['tokens_per_second']:,.0f} tok/s"
+                first = f"reward {entry['reward']:.3f}" if "reward" in entry else f"loss {entry['loss']:.3f}"
+                line = f"{first}  {entry['tokens_per_second']:,.0f} tok/s"
                 progress.update(task, completed=entry["tokens"], line=line)
                 return
             calls = f", whole calls right {entry['held_exact_calls']:.1%}" if entry["held_exact_turns"] else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -13,7 +13,9 @@ from openk2.training.files import collect_conversations, collect_texts, expand_p
 from openk2.training.packing import Example
 from openk2.training.parallel import ALONE, Ranks
 from openk2.training.recipe import Recipe
-from openk2.training.source import BatchSource, MessageSource, TextSource
+from openk2.training.rl.tasks import Stream
+from openk2.training.rl.trainer import RLTrainer
+from openk2.training.source import BatchSource, MessageSource, Source, TextSource
 from openk2.training.trainer import Trainer
 from openk2.training.vocabulary import make_tokenizer
 
@@ -38,15 +40,19 @@ def open_run(
     if data.kind == "generated":
         with ranks.first_alone():
             template = ChatTemplate(make_tokenizer(recipe, folder / "tokenizer"))
+
+        def stream(seed: int, stage: int) -> Iterator[Conversation]:
+            return conversations(seed, "train", stage=stage)
+
         source = BatchSource(
             template,
-            lambda seed, stage: conversations(seed, "train", stage=stage),
+            stream,
             seed=recipe.seed,
             max_length=recipe.model.max_position_embeddings,
         )
         last_stage = recipe.stages[-1].data_stage
         held = list(islice(conversations(recipe.seed, "held", stage=last_stage), recipe.validation_conversations))
-        return Trainer(recipe, source, folder, device=device, ranks=ranks), held
+        return _trainer(recipe, source, stream, folder, device, ranks), held
     paths = watch(expand_paths(data.files))
     documents = collect_texts(paths, data.text_field) if data.kind == "text" else collect_conversations(paths)
     with ranks.first_alone():
@@ -63,4 +69,11 @@ def open_run(
     held_files: Held = files.held_examples(most) if isinstance(files, TextSource) else files.held_conversations(most)
     if data.held_out > 0 and most > 0 and not held_files:
         raise DataError("no held-out document fits the model's window; raise data.held_out", param="data.held_out")
-    return Trainer(recipe, files, folder, device=device, ranks=ranks), held_files
+    messages = files.shuffled if isinstance(files, MessageSource) else None
+    return _trainer(recipe, files, messages, folder, device, ranks), held_files
+
+
+def _trainer(recipe: Recipe, source: Source, stream: Stream | None, folder: Path, device: str, ranks: Ranks) -> Trainer:
+    if recipe.rl is not None and stream is not None:
+        return RLTrainer(recipe, source, stream, folder, device=device)
+    return Trainer(recipe, source, folder, device=device, ranks=ranks)

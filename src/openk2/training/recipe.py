@@ -17,6 +17,7 @@ from openk2.errors import ConfigError
 from openk2.training.bpe import MERGES
 from openk2.training.guides import KINDS
 from openk2.training.lora import LoraConfig
+from openk2.training.rl.config import RLConfig
 from openk2.training.schedule import WarmupStableDecay
 
 DATA_KINDS = ("generated", "text", "messages")
@@ -148,6 +149,8 @@ class Recipe:
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     lora: LoraConfig | None = None
     """Adapters to train instead of the model."""
+    rl: RLConfig | None = None
+    """Learn from the model's own answers; the data give the prompts, and the batches that keep it from forgetting."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     name: str = "run"
     seed: int = 0
@@ -183,6 +186,10 @@ class Recipe:
             raise ConfigError("recompute excludes guides, which look into the layers", param="recompute")
         if self.lora is not None and self.init in ("structured", "random"):
             raise ConfigError("[lora] needs a checkpoint folder as init", param="init")
+        if self.rl is not None and self.data.kind == "text":
+            raise ConfigError("[rl] takes its prompts from conversations: data.kind 'text' has none", param="rl")
+        if self.rl is not None and self.lora is not None and self.rl.rollout != "shared":
+            raise ConfigError("rl.rollout must be 'shared' with [lora]: adapters are not packed", param="rl.rollout")
         if self.data.kind == "text" and self.guides.weight > 0:
             raise ConfigError("guides are for conversations: data.kind 'text' has none", param="guides.weight")
         ends = [stage.until_tokens for stage in self.stages]
@@ -215,6 +222,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     values: dict[str, Any] = {
         "model": _model(raw.pop("model", None), raw.get("init")),
         "lora": _build(LoraConfig, raw.pop("lora"), "lora") if "lora" in raw else None,
+        "rl": _build(RLConfig, raw.pop("rl"), "rl") if "rl" in raw else None,
         "schedule": _build(WarmupStableDecay, raw.pop("schedule", {}), "schedule"),
         "stages": tuple(_build(StageConfig, stage, f"stages[{i}]") for i, stage in enumerate(stages)),
         "data": _build(DataConfig, raw.pop("data", {}), "data"),

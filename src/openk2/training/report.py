@@ -43,6 +43,8 @@ class RunReport:
 
 STEP_QUANTITIES: Sequence[tuple[str, Callable[[Entry], float | None]]] = (
     ("loss", lambda e: e.get("loss")),
+    ("reward", lambda e: e.get("reward")),
+    ("answers right", lambda e: e.get("right")),
     ("learning rate, of its peak", lambda e: e.get("lr_scale")),
     ("max attention logit", lambda e: e.get("max_logit")),
     ("heads clipped", lambda e: e.get("clipped_heads")),

@@ -142,6 +142,13 @@ class MessageSource(FileSource):
             raise self._no_use()
         return _with_prompts(collate(examples), self.seed * 1_000_003 + number, stage.prompt_weight)
 
+    def shuffled(self, seed: int, data_stage: int) -> Iterator[Conversation]:
+        """All training conversations in an order that follows from `seed`; files have no stages."""
+        order = Order(self.members, seed)
+        for _ in self.members:
+            yield self.documents.read(order.current)
+            order.advance()
+
     def position(self) -> Position:
         return {**super().position(), "left_out": self.left_out}
 

@@ -92,13 +92,11 @@ class Trainer:
         Raises TrainingError when the loss or a gradient is no finite number; the weights are as before the step then.
         """
         started = time.perf_counter()
-        recipe, model = self.recipe, self.model
-        c = model.config
+        recipe = self.recipe
         stage = recipe.stage(self.tokens)
         batches = [self.source.batch(self.batches + i, stage) for i in range(recipe.accumulate)]
         supervised = sum(int(batch.supervised.sum()) for batch in batches)
-        max_logits = torch.full((c.num_hidden_layers, c.num_attention_heads), -torch.inf, device=self.device)
-        load = torch.zeros(c.num_hidden_layers, c.n_routed_experts or 0, device=self.device)
+        max_logits, load = self._observed()
         loss = 0.0
         guides: dict[str, float] = {}
         for batch in (batch.to(self.device) for batch in self.ranks.share(batches)):
@@ -109,6 +107,35 @@ class Trainer:
         loss, guides = self._over_ranks(loss, guides)
         self.ranks.max_(max_logits)
         self.ranks.sum_(load)
+        updated = self._update(loss, max_logits, load)
+        tokens = sum(len(batch.input_ids) for batch in batches)
+        self.step += 1
+        self.batches += len(batches)
+        self.tokens += tokens
+        elapsed = time.perf_counter() - started
+        self.seconds += elapsed
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "loss": loss,
+            "supervised": supervised,
+            **updated,
+            "tokens_per_second": tokens / elapsed,
+            **({"guides": {k: round(v, 3) for k, v in guides.items()}} if guides else {}),
+        }
+
+    def _observed(self) -> tuple[Tensor, Tensor]:
+        """What an update's passes raise: largest attention logits (layers, heads), expert load (layers, experts)."""
+        c = self.model.config
+        max_logits = torch.full((c.num_hidden_layers, c.num_attention_heads), -torch.inf, device=self.device)
+        return max_logits, torch.zeros(c.num_hidden_layers, c.n_routed_experts or 0, device=self.device)
+
+    def _update(self, loss: float, max_logits: Tensor, load: Tensor) -> dict[str, Any]:
+        """MuonClip's step by the gradients that were added up, QK-Clip, load balance; their part of the record.
+
+        Raises TrainingError, before anything is changed, when `loss` or a gradient is no finite number.
+        """
+        recipe, model = self.recipe, self.model
         norm = clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm, self.ranks)
         scale = recipe.schedule.scale(self.tokens)
         self._check_finite(loss, float(norm), scale, float(max_logits.max()))
@@ -122,17 +149,7 @@ class Trainer:
             update_router_bias_(model, load, first + (last - first) * min(self.tokens / self.total_tokens, 1.0))
         self.workshop.refresh()
         self.expert_load += load.cpu()
-        tokens = sum(len(batch.input_ids) for batch in batches)
-        self.step += 1
-        self.batches += len(batches)
-        self.tokens += tokens
-        elapsed = time.perf_counter() - started
-        self.seconds += elapsed
         return {
-            "step": self.step,
-            "tokens": self.tokens,
-            "loss": loss,
-            "supervised": supervised,
             "grad_norm": float(norm),
             "lr": recipe.optimizer.lr * scale,
             "lr_scale": scale,
@@ -140,8 +157,6 @@ class Trainer:
             "max_logit": float(max_logits.max()),
             "clipped_heads": clipped,
             "imbalance": imbalance(model, load),
-            "tokens_per_second": tokens / elapsed,
-            **({"guides": {k: round(v, 3) for k, v in guides.items()}} if guides else {}),
         }
 
     def _backward(

@@ -92,6 +92,8 @@ class Ranks:
             return
         if recipe.lora is not None:
             raise ConfigError("[lora] trains in one process: start it without torchrun", param="lora")
+        if recipe.rl is not None:
+            raise ConfigError("[rl] trains in one process: start it without torchrun", param="rl")
         if recipe.accumulate % self.size:
             raise ConfigError(
                 f"accumulate {recipe.accumulate} is no multiple of the {self.size} processes that share the batches of "
