@@ -146,6 +146,7 @@ def measure(model: K2Model, engine: Engine, routing: str, prompt_tokens: int, to
     store, trace = empty_cache(model)
     prompt = [rng.randrange(config.vocab_size) for _ in range(prompt_tokens)]
     first, steps = answer(engine, routing, prompt, tokens)
+    del store.hold  # with what records, which holds the store
     stats, topk = store.stats, config.num_experts_per_tok
     return {
         "routing": routing,
