@@ -138,7 +138,7 @@ def test_ranks_whose_experts_nobody_chose_go_along(tiny_config: ModelConfig, tmp
 
 @pytest.mark.slow
 def test_ranks_without_a_share_of_the_experts(shared: Recipe, tmp_path: Path) -> None:
-    few = replace(shared.model, n_routed_experts=5)  # 2, 2, 1 and 0 of them
+    few = replace(shared.model, n_routed_experts=5, num_experts_per_tok=2)  # 2, 2, 1 and 0 of them
     four = replace(shared, accumulate=4, model=few, parallel=ParallelConfig(expert_parallel=1))
     points = run_ranks(4, compare_at_points, tmp_path / "points", four, 3, 3)[0]
     assert all(point["gradients"][0] < 1e-5 and point["updates"][0] < 1e-5 for point in points)

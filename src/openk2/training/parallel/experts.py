@@ -73,9 +73,9 @@ class ParallelExperts(RoutedExperts):
         rows = _Exchange.apply(torch.cat((copies, weights), 1), sends, receives, self.group)
         experts = torch.arange(self.num_experts // size, device=x.device).repeat(size)
         experts = experts.repeat_interleave(arriving, output_size=sum(receives))[:, None]
-        out = ops.moe_experts(
-            rows[:, :-1].contiguous(), experts, rows[:, -1:], self.gate_up_proj, self.down_proj, per_row=batch.per_row
-        )
+        out, weights = rows[:, :-1].contiguous(), rows[:, -1:]
+        if len(rows) or torch.is_grad_enabled():  # without a row, weights still want their gradient of zeros
+            out = ops.moe_experts(out, experts, weights, self.gate_up_proj, self.down_proj, per_row=batch.per_row)
         out = _Exchange.apply(out, receives, sends, self.group)
         inverse = torch.empty_like(order).scatter_(0, order, torch.arange(order.numel(), device=x.device))
         return out.index_select(0, inverse).unflatten(0, (-1, topk)).sum(1)
