@@ -3,7 +3,8 @@
 A matrix library may sum one row's products in another order when the number of rows changes, so a token's numbers
 would depend on its batch mates. Here the rows go through in tiles of fixed sizes, padded. Which sizes agree with each
 other, in every row, is found by trying: a library's order of summation depends on shapes, never on values, so equal
-bits on random data prove a size for good.
+bits on telling data prove a size for good. Telling are sums whose terms cancel: what is left of them is the rounding of
+their order, which bfloat16 would hide in any other sum.
 """
 
 from __future__ import annotations
@@ -50,19 +51,30 @@ def stacks(count: int, rows: int, weights: Tensor) -> bool:
     return agrees
 
 
-def _prove_stack(count: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype) -> bool:
+def _cancelling(
+    count: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Inputs (count, rows, in) and matrices (count, out, in) whose products are sums of terms that cancel in pairs."""
     generator = torch.Generator().manual_seed(0)
-    stack = torch.randn(count, out_features, in_features, generator=generator).to(dtype).transpose(1, 2)
-    x = torch.randn(count, rows, in_features, generator=generator).to(dtype)
+    half = -(-in_features // 2)
+    order = torch.randperm(2 * half, generator=generator)[:in_features]
+    x = torch.randn(count, rows, half, generator=generator)
+    weights = torch.randn(count, out_features, half, generator=generator)
+    x, weights = torch.cat((x, x), -1)[..., order], torch.cat((weights, -weights), -1)[..., order]
+    return x.to(dtype), weights.to(dtype)
+
+
+def _prove_stack(count: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype) -> bool:
+    x, weights = _cancelling(count, rows, out_features, in_features, dtype)
+    stack = weights.transpose(1, 2)
     single = torch.stack([torch.mm(tile, weight) for tile, weight in zip(x, stack, strict=True)])
     return torch.equal(torch.bmm(x, stack), single)
 
 
 def _prove(out_features: int, in_features: int, dtype: torch.dtype) -> tuple[int, ...]:
     """Sizes whose rows equal those of tiles of BASE_ROWS, at every place in the tile; else single rows."""
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(out_features, in_features, generator=generator, dtype=torch.float32).to(dtype).t()
-    x = torch.randn(CPU_ROWS[0], in_features, generator=generator, dtype=torch.float32).to(dtype)
+    xs, weights = _cancelling(1, CPU_ROWS[0], out_features, in_features, dtype)
+    x, weight = xs[0], weights[0].t()
 
     def product(x: Tensor, size: int) -> Tensor:
         return torch.cat([torch.mm(tile, weight) for tile in x.split(size)])
