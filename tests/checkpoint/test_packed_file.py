@@ -13,7 +13,8 @@ import torch
 from tests.engine.conftest import prompt, random_model, tiny_config
 
 from openk2.checkpoint import Quantization, load_model, packed_file, save_model
-from openk2.checkpoint.packed_file import PREFIX, map_packed, write_packed
+from openk2.checkpoint.packed_file import map_packed, write_packed
+from openk2.checkpoint.packed_header import PREFIX
 from openk2.errors import CheckpointError
 from openk2.models import ForwardBatch, K2Model
 from openk2.ops.packed import PackedLayout, PackedStack

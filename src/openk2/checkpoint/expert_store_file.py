@@ -18,7 +18,6 @@ import json
 import mmap
 import os
 import shutil
-import struct
 import threading
 import weakref
 import zlib
@@ -30,9 +29,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openk2.checkpoint.packed_file import PAGE, PREFIX
+from openk2.checkpoint.packed_header import PAGE, begin_of_file, data_begin, read_header, whole_pages
 from openk2.errors import CheckpointError
-from openk2.quant import LAYOUT_VERSION, PackedLayout
+from openk2.quant import PackedLayout
 
 MAGIC = b"OPENK2EX"
 GATE, UP, DOWN = range(3)
@@ -63,7 +62,7 @@ class ExpertShape:
 
     @property
     def record_bytes(self) -> int:
-        return _whole_pages(self.expert_bytes)
+        return whole_pages(self.expert_bytes)
 
     @property
     def count(self) -> int:
@@ -101,8 +100,7 @@ def write_experts(path: Path, source: str, shape: ExpertShape) -> Iterator[Exper
 
     Raises CheckpointError for a disk that has no room, before anything is written.
     """
-    length = len(_header(source, shape, [0] * (3 * shape.count)))
-    begin = _whole_pages(PREFIX.size + length)
+    begin = data_begin(len(_header(source, shape, [0] * (3 * shape.count))))
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
     needed, free = begin + shape.count * shape.record_bytes, shutil.disk_usage(path.parent).free
@@ -121,7 +119,7 @@ def write_experts(path: Path, source: str, shape: ExpertShape) -> Iterator[Exper
             if None in writer.crc32:
                 raise CheckpointError(f"{path}: not every expert was given", param=str(path))
             header = _header(source, shape, [crc or 0 for crc in writer.crc32])
-            file.write(PREFIX.pack(MAGIC, LAYOUT_VERSION, length, zlib.crc32(header)) + header)
+            file.write(begin_of_file(MAGIC, header))
             file.flush()
             os.fsync(file.fileno())
             _forget(file.fileno(), 0, needed)
@@ -206,23 +204,11 @@ def _header(source: str, shape: ExpertShape, crc32: list[int]) -> bytes:
 
 def _read_header(path: Path, source: str, shape: ExpertShape) -> tuple[int, list[int]]:
     """Where the records begin, and the checksums of the matrices."""
-    try:
-        with path.open("rb") as file:
-            magic, version, length, crc = PREFIX.unpack(file.read(PREFIX.size))
-            header = file.read(length) if magic == MAGIC else b""
-    except (OSError, struct.error) as error:
-        raise refused(path, f"unreadable ({error})") from None
-    if magic != MAGIC:
-        raise refused(path, "not a file of packed experts")
-    if version != LAYOUT_VERSION:
-        raise refused(path, f"layout version {version}, where this program has {LAYOUT_VERSION}")
-    if len(header) != length or zlib.crc32(header) != crc:
-        raise refused(path, "its header is damaged")
-    facts = json.loads(header)
+    facts, begin = read_header(path, MAGIC, "experts", refused)
     if facts["source"] != source or facts["shape"] != asdict(shape):
         raise refused(path, "made from other weights or formats")
     digits = facts["crc32"]
-    return _whole_pages(PREFIX.size + length), [int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)]
+    return begin, [int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)]
 
 
 def _open(path: Path) -> tuple[int, bool]:
@@ -261,10 +247,6 @@ def _is_running(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _whole_pages(size: int) -> int:
-    return -(-size // PAGE) * PAGE
 
 
 def zero_bytes(layout: PackedLayout) -> Tensor:

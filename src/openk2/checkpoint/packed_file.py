@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,12 +23,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openk2.checkpoint.packed_header import begin_of_file, data_begin, read_header, whole_pages
 from openk2.errors import CheckpointError
-from openk2.quant import LAYOUT_VERSION, PackedLayout, PackedStack
+from openk2.quant import PackedLayout, PackedStack
 
 MAGIC = b"OPENK2PK"
-PREFIX = struct.Struct("<8sIII")
-PAGE = 4096
 
 
 def source_key(folder: Path, formats: str) -> str:
@@ -50,14 +48,14 @@ def write_packed(path: Path, source: str, stacks: Mapping[str, PackedStack]) -> 
     end = 0
     for entry, stack in zip(entries, stacks.values(), strict=True):
         entry["offset"] = end
-        end += -(-stack.data.numel() // PAGE) * PAGE
+        end += whole_pages(stack.data.numel())
     header = json.dumps({"source": source, "bytes": end, "stacks": entries}).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
         with aside.open("wb") as file:
-            file.write(PREFIX.pack(MAGIC, LAYOUT_VERSION, len(header), zlib.crc32(header)) + header)
-            begin = _data_begin(len(header))
+            file.write(begin_of_file(MAGIC, header))
+            begin = data_begin(len(header))
             for entry, stack in zip(entries, stacks.values(), strict=True):
                 file.seek(begin + entry["offset"])
                 file.write(stack.data.numpy().data)
@@ -78,7 +76,7 @@ def map_packed(
     Raises CheckpointError unless the file is whole and holds exactly these stacks, of this source. `check_bytes`: also
     compare each stack's checksum, which reads the file.
     """
-    header, begin = _read_header(path)
+    header, begin = read_header(path, MAGIC, "weights", _refused)
     found = {entry["name"]: entry for entry in header["stacks"]}
     if header["source"] != source or set(found) != set(layouts):
         raise _refused(path, "made from other weights or formats")
@@ -95,26 +93,6 @@ def map_packed(
         if check_bytes and _crc32(views[name]) != entry["crc32"]:
             raise _refused(path, f"the bytes of {name} are not those that were written")
     return views
-
-
-def _read_header(path: Path) -> tuple[dict, int]:
-    try:
-        with path.open("rb") as file:
-            magic, version, length, crc = PREFIX.unpack(file.read(PREFIX.size))
-            header = file.read(length)
-    except (OSError, struct.error) as error:
-        raise _refused(path, f"unreadable ({error})") from None
-    if magic != MAGIC:
-        raise _refused(path, "not a file of packed weights")
-    if version != LAYOUT_VERSION:
-        raise _refused(path, f"layout version {version}, where this program has {LAYOUT_VERSION}")
-    if len(header) != length or zlib.crc32(header) != crc:
-        raise _refused(path, "its header is damaged")
-    return json.loads(header), _data_begin(length)
-
-
-def _data_begin(header_length: int) -> int:
-    return -(-(PREFIX.size + header_length) // PAGE) * PAGE
 
 
 def _crc32(data: Tensor) -> int:
