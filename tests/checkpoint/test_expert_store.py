@@ -19,8 +19,8 @@ from tests.engine.conftest import random_model as seeded_model
 from openk2.checkpoint import Quantization, load_model, random_model, save_model
 from openk2.checkpoint.expert_store import ExpertStore
 from openk2.checkpoint.expert_store_file import ExpertFile, ExpertShape, ExpertWriter, write_experts
-from openk2.checkpoint.packed_header import PREFIX
 from openk2.checkpoint.files import Checkpoint, open_shard, read_tensors
+from openk2.checkpoint.packed_header import PREFIX
 from openk2.engine import Engine, EngineConfig
 from openk2.errors import CheckpointError, ConfigError
 from openk2.models import K2Model
