@@ -101,6 +101,33 @@ def test_the_rest_is_adamw() -> None:
         torch.testing.assert_close(dict(net.named_parameters())[name], parameters[name], atol=1e-6, rtol=1e-5)
 
 
+def test_without_matrices_everything_is_adamw() -> None:
+    torch.manual_seed(2)
+    net, twin = Net(), Net()
+    twin.load_state_dict(net.state_dict())
+    ours = MuonClip(net, lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), matrices=False)
+    theirs = torch.optim.AdamW(twin.parameters(), lr=0.01, weight_decay=0.1, betas=(0.9, 0.95), eps=1e-8)
+    for step in range(3):
+        set_gradients(net, step)
+        set_gradients(twin, step)
+        ours.step()
+        theirs.step()
+    for name, parameter in net.named_parameters():
+        torch.testing.assert_close(parameter, dict(twin.named_parameters())[name], atol=1e-6, rtol=1e-5)
+    assert ours.update_rms == 0 and ours.state_bytes == 2 * 4 * sum(p.numel() for p in net.parameters())
+
+
+def test_a_matrix_has_one_momentum_and_the_rest_two_moments() -> None:
+    net = Net()
+    optimizer = MuonClip(net, lr=0.01)
+    assert optimizer.state_bytes == 0
+    set_gradients(net, 0)
+    optimizer.step()
+    matrices = sum(p.numel() for p in (net.square.weight, net.tall.weight, net.stack, net.gate_up_proj))
+    rest = sum(p.numel() for p in net.parameters()) - matrices
+    assert optimizer.state_bytes == 4 * (matrices + 2 * rest)
+
+
 def test_newton_schulz_brings_singular_values_near_one() -> None:
     torch.manual_seed(3)
     values = torch.linalg.svdvals(newton_schulz(torch.randn(4, 20, 50), dtype=torch.float32))

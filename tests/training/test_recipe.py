@@ -27,6 +27,8 @@ from openk2.training.schedule import WarmupStableDecay
         ('accumulate = "two"', "accumulate must be of type int"),
         ("recompute = 1", "recompute must be of type bool"),
         ("[optimizer]\nlr = true", r"\[optimizer\] lr must be of type float"),
+        ('[optimizer]\nkind = "adam"', "optimizer.kind must be muonclip or adamw, not 'adam'"),
+        ('[optimizer]\nnewton_schulz_dtype = "half"', "newton_schulz_dtype must be float32 or bfloat16"),
         ("[guides]\nweight = 0.1\nuntil_tokens = 10\n", "recompute excludes guides"),
     ],
 )

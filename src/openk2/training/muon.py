@@ -77,14 +77,16 @@ class MuonClip(torch.optim.Optimizer):
         eps: float = 1e-8,
         newton_schulz_dtype: torch.dtype = torch.bfloat16,
         fused: Callable[[str], int] = lambda name: 2 if name.endswith("gate_up_proj") else 1,
+        matrices: bool = True,
         ranks: Ranks = ALONE,
     ) -> None:
         """`adamw_lr`: AdamW's learning rate, or one for each parameter name; None: the same `lr` serves both.
+        `matrices`: False leaves them to AdamW too, at `lr`: plain AdamW, to compare with.
         `ranks`: those over which the module's parameters are sharded."""
         by_rate: dict[tuple[bool, float], list[tuple[str, nn.Parameter]]] = defaultdict(list)
-        for name, parameter, is_muon in muon_parameters(module):
-            rate = lr if is_muon or adamw_lr is None else adamw_lr(name) if callable(adamw_lr) else adamw_lr
-            by_rate[is_muon, rate].append((name, parameter))
+        for name, parameter, is_matrix in muon_parameters(module):
+            rate = lr if is_matrix or adamw_lr is None else adamw_lr(name) if callable(adamw_lr) else adamw_lr
+            by_rate[is_matrix and matrices, rate].append((name, parameter))
         groups: list[dict[str, Any]] = [
             {
                 "params": [p for _, p in named],
@@ -104,8 +106,17 @@ class MuonClip(torch.optim.Optimizer):
         self._updated = 0
 
     @property
+    def state_bytes(self) -> int:
+        """Of the momenta and moments that this process holds: nothing before the first step."""
+        values = (local(v) for state in self.state.values() for v in state.values() if isinstance(v, Tensor))
+        return sum(value.numel() * value.element_size() for value in values)
+
+    @property
     def update_rms(self) -> float:
-        """Root mean square of the last step's Muon updates at a learning rate of 1: near 0.2, as AdamW's."""
+        """Root mean square of the last step's Muon updates at a learning rate of 1: near 0.2, as AdamW's.
+
+        0 where nothing goes to Muon.
+        """
         return float(torch.stack(self._squares).sum() / self._updated) ** 0.5 if self._squares else 0.0
 
     def set_lr_scale(self, scale: float) -> None:

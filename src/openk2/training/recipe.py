@@ -22,6 +22,7 @@ from openk2.training.schedule import WarmupStableDecay
 
 DATA_KINDS = ("generated", "text", "messages")
 DTYPES = ("float32", "bfloat16")
+OPTIMIZERS = ("muonclip", "adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,8 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig:
+    kind: str = "muonclip"
+    """Or `adamw` for every parameter, to compare with; QK-Clip stays with either, up to a threshold of `inf`."""
     lr: float = 1e-3
     embedding_lr: float = 3e-4
     head_lr: float = 1e-3
@@ -83,6 +86,17 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
     qk_clip_threshold: float = 100.0
     newton_schulz_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.kind not in OPTIMIZERS:
+            raise ConfigError(
+                f"optimizer.kind must be {' or '.join(OPTIMIZERS)}, not {self.kind!r}", param="optimizer.kind"
+            )
+        if self.newton_schulz_dtype not in DTYPES:
+            raise ConfigError(
+                f"optimizer.newton_schulz_dtype must be {' or '.join(DTYPES)}, not {self.newton_schulz_dtype!r}",
+                param="optimizer.newton_schulz_dtype",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

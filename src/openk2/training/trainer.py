@@ -74,6 +74,7 @@ class Trainer:
                 o.embedding_lr if "embed_tokens" in name else o.head_lr if "lm_head" in name else o.lr
             ),
             newton_schulz_dtype=getattr(torch, o.newton_schulz_dtype),
+            matrices=o.kind == "muonclip",
             ranks=ranks,
         )
         self.step, self.batches, self.tokens, self.seconds = 0, 0, 0, 0.0
