@@ -191,6 +191,21 @@ def test_chat_reads_a_pipe(serve: Serve) -> None:
     assert provider.requests[0].messages[0].text == "from a\npipe"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--memory", "plenty"], "8GiB"),
+        (["--memory", "8GiB", "--base-url", "127.0.0.1:9"], "--memory is for models that run here"),
+        (["--memory", "1MiB"], "bytes are missing"),
+    ],
+)
+def test_a_promise_of_memory_that_cannot_be_kept(arguments: list[str], line: str) -> None:
+    done = runner.invoke(app, ["chat", "-p", "Hi", *arguments])
+    assert isinstance(done.exception, Exception)
+    told, code = describe(done.exception)
+    assert code == 2 and line in told
+
+
 def test_chat_with_nothing_to_say() -> None:
     done = runner.invoke(app, ["chat"], input="")
     assert isinstance(done.exception, Exception) and "prompt is empty" in describe(done.exception)[0]

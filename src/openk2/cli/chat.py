@@ -39,6 +39,9 @@ def command(
     quantization: Annotated[
         str | None, typer.Option(help="int8, int4 or bf16: weights packed for the native CPU kernels.")
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What the process keeps to, such as 8GiB; experts that do not fit stay on disk.")
+    ] = None,
 ) -> None:
     """Talk to a model. Without a terminal, standard input is the prompt and is answered once.
 
@@ -54,7 +57,10 @@ def command(
     from openk2.cli.provider import opened_provider
 
     try:
-        with opened_provider(model, base_url, quantization) as provider, asyncio.Runner() as runner:
+        with (
+            opened_provider(model, base_url, quantization=quantization, memory=memory) as provider,
+            asyncio.Runner() as runner,
+        ):
             if prompt is not None:
                 runner.run(_reply(provider, [Message("user", prompt)]))
             else:
