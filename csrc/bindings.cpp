@@ -209,15 +209,19 @@ class DecodePlan {
     }
 
     void run(Address h, Address cos, Address sin, std::array<Address, 4> places, std::int64_t table_width,
-             Address budgets, const std::vector<Address>& caches, std::int64_t tokens, const std::string& isa) {
+             std::array<Address, 4> budgets, const std::vector<Address>& caches, std::int64_t tokens,
+             const std::string& isa) {
         if (caches.size() != layers_.size()) throw std::invalid_argument("one cache a layer");
         std::vector<openk2::DecodeLayer> layers = layers_;
         for (std::size_t i = 0; i < layers.size(); ++i) layers[i].cache = reinterpret_cast<float*>(caches[i]);
         const auto integers = [](Address address) { return reinterpret_cast<const std::int64_t*>(address); };
+        const openk2::ExpertBudgets limits{integers(budgets[0]), integers(budgets[1]),
+                                           reinterpret_cast<const double*>(budgets[2]),
+                                           reinterpret_cast<std::int64_t*>(budgets[3])};
         openk2::DecodeLayers args{shape_, layers.data(), static_cast<std::int64_t>(layers.size()), tokens,
                                   reinterpret_cast<float*>(h), floats_at(cos), floats_at(sin), integers(places[0]),
                                   integers(places[1]), integers(places[2]), integers(places[3]), table_width,
-                                  integers(budgets), holder_ ? holder_->slots() : nullptr, nullptr};
+                                  budgets[0] ? &limits : nullptr, holder_ ? holder_->slots() : nullptr, nullptr};
         const Isa version = isa_from_name(isa);
         {
             nb::gil_scoped_release unlocked;

@@ -289,9 +289,21 @@ void keep_groups(const DecodeShape& s, float* choice, int64_t experts) {
         if (!kept[i / size]) choice[i] = kLowest;
 }
 
+// How many of the experts with these weights a token takes.
+int64_t within_budget(const ExpertBudgets& budgets, int64_t token, const float* weights, int64_t topk) {
+    double total = 0.0, inside = 0.0;
+    for (int64_t k = 0; k < topk; ++k) total += weights[k];
+    const double wanted = budgets.mass[token] * total;
+    int64_t count = 0;
+    while (count < topk && !(inside >= wanted)) inside += weights[count++];
+    if (count < budgets.least[token]) count = budgets.least[token];
+    return count < budgets.most[token] ? count : budgets.most[token];
+}
+
 // One token's experts, strongest first, and their weights. See openk2/ops/reference/moe.py, `route`.
-void route(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b, int64_t token) {
+void route(const DecodeLayers& args, int64_t index, const Buffers& b, int64_t token) {
     const DecodeShape& s = args.shape;
+    const DecodeLayer& layer = args.layers[index];
     const int64_t experts = layer.down.count;
     const float* x = b.normed + token * s.hidden;
     float *scores = b.scores + token * experts, *choice = b.choice + token * experts;
@@ -318,18 +330,21 @@ void route(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b,
         weights[k] = scores[ids[k]];
         total += weights[k];
     }
-    float full = 0.0f, inside = 0.0f;
-    const int64_t budget = args.budgets ? args.budgets[token] : s.topk;
     for (int64_t k = 0; k < s.topk; ++k) {
         if (s.normalize) weights[k] /= total + 1e-20f;
         weights[k] *= s.routed_scale;
+    }
+    if (!args.budgets) return;
+    const int64_t taken = within_budget(*args.budgets, token, weights, s.topk);
+    args.budgets->taken[index * args.tokens + token] = taken;
+    if (taken == s.topk) return;
+    float full = 0.0f, inside = 0.0f;
+    for (int64_t k = 0; k < s.topk; ++k) {
         full += weights[k] * weights[k];
-        if (k < budget) inside += weights[k] * weights[k];
+        if (k < taken) inside += weights[k] * weights[k];
     }
-    if (args.budgets) {
-        const float gain = __builtin_sqrtf(full / inside);
-        for (int64_t k = 0; k < s.topk; ++k) weights[k] = k < budget ? weights[k] * gain : 0.0f;
-    }
+    const float gain = __builtin_sqrtf(full / inside);
+    for (int64_t k = 0; k < s.topk; ++k) weights[k] = k < taken ? weights[k] * gain : 0.0f;
 }
 
 // h += FFN(norm(h)). False where its experts could not be had.
@@ -342,7 +357,7 @@ bool feed_forward(const DecodeLayers& args, int64_t index, const Buffers& b) {
     int64_t topk = s.topk;
     if (layer.router) {
         parallel_for(tokens, tokens * layer.down.count * s.hidden * 4,
-                     [&](int64_t token) { route(args, layer, b, token); });
+                     [&](int64_t token) { route(args, index, b, token); });
         if (const ExpertSlots* slots = args.stored) {
             if (!slots->hold(slots->owner, index, b.ids, b.weights, b.normed, tokens)) return false;
             gate_up = slots->gate_up;

@@ -47,6 +47,15 @@ struct ExpertSlots {
     PackedStack down;
 };
 
+// How many of its experts each token takes: the fewest, from `least` to `most`, whose weights have the share `mass` of
+// those of all.
+struct ExpertBudgets {
+    const int64_t* least;  // (tokens,), at least 1
+    const int64_t* most;   // (tokens,), from `least` on
+    const double* mass;    // (tokens,), 0 to 1
+    int64_t* taken;        // (layers, tokens), out: how many they were, in layers with experts
+};
+
 // `tokens` tokens, those of one sequence in order. Scratch: decode_scratch bytes.
 struct DecodeLayers {
     const DecodeShape& shape;
@@ -61,7 +70,7 @@ struct DecodeLayers {
     const int64_t* sequences;  // (tokens,): row of `tables`
     const int64_t* tables;     // (sequences, table_width): blocks of the cache
     int64_t table_width;
-    const int64_t* budgets;    // (tokens,) experts of each token, or null
+    const ExpertBudgets* budgets;  // null: every token takes `topk` experts
     const ExpertSlots* stored;  // null: the experts are in the layers
     uint8_t* scratch;
 };

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from openk2.config import ModelConfig, SamplingParams, preset
 from openk2.engine import Engine, EngineConfig, EngineRequest, TokenConstraint
+from openk2.engine.request import ExpertUse
 from openk2.models import K2Model
 
 VOCAB = 97
@@ -72,6 +73,7 @@ class Answer:
     finish_reason: str | None = None
     cached_tokens: int = 0
     error: str | None = None
+    expert_use: ExpertUse | None = None
 
 
 class Recorder:
@@ -111,7 +113,7 @@ class Recorder:
             assert answer.finish_reason is None, "output after the end"
             answer.tokens += output.token_ids
             answer.finish_reason, answer.error = output.finish_reason, output.error
-            answer.cached_tokens = output.cached_tokens
+            answer.cached_tokens, answer.expert_use = output.cached_tokens, output.expert_use
 
     def run(self) -> None:
         for _ in range(2000):

@@ -16,7 +16,7 @@ from openk2.checkpoint import Quantization, load_model, save_model
 from openk2.engine import Engine, EngineConfig
 from openk2.models import ForwardBatch, K2Model, PagedBatch
 from openk2.models.packed_decode import PackedDecode
-from openk2.ops import cpu
+from openk2.ops import ExpertBudgets, cpu
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the extension is not built")
 MODELS = ["k2-0905", "deepseek-v3", "moonlight", "deepseek-v2-lite", "k2-nano"]
@@ -56,19 +56,52 @@ def test_answers_are_those_of_the_modules(folder: Path, formats: str, near: floa
     assert made.tokens == want.tokens
 
 
-def test_a_budget_of_experts_is_kept(folder: Path) -> None:
+def test_every_budget_is_kept(folder: Path) -> None:
     model = load(folder, "bf16")
-    full = answer(model)
-    together, model.model.decode = model.model.decode, None
-    want = answer(model, topk=1)
-    model.model.decode = together
-    made = answer(model, topk=1)
-    for a, b in zip(want.logits, made.logits, strict=True):
-        assert (a - b).abs().max() < 5e-6 * a.abs().max()
-    assert not torch.equal(full.logits[-1], made.logits[-1])
+    full, together = answer(model), model.model.decode
+    trained = model.config.num_experts_per_tok
+    for sampling in [*({"topk": k} for k in range(1, trained)), {"mode": "reflex"}, {"mode": "auto"}]:
+        model.model.decode = None
+        want = answer(model, **sampling)
+        model.model.decode = together
+        made = answer(model, **sampling)
+        for a, b in zip(want.logits, made.logits, strict=True):
+            assert (a - b).abs().max() < 5e-6 * a.abs().max(), sampling
+        assert not torch.equal(full.logits[-1], made.logits[-1]), sampling
+        assert made.expert_use == want.expert_use, sampling
+        if "topk" in sampling:
+            assert made.expert_use.taken == sampling["topk"] * made.expert_use.choices
 
 
-def step(model: K2Model) -> tuple[Tensor, Tensor]:
+def test_each_row_has_its_own_budget(folder: Path) -> None:
+    """By mass between limits, in the order of choice; the trained number gives the bits of no budget at all."""
+    model = load(folder, "bf16")
+    K = model.config.num_experts_per_tok
+    taken = torch.zeros(model.config.num_hidden_layers, 5, dtype=torch.int64)
+    budgets = ExpertBudgets(
+        torch.tensor([K, 1, 1, 1, 2]), torch.tensor([K, K, K, 1, 3]), torch.tensor([1, 0.4, 0, 1, 0.9]).double()
+    )
+    made, _ = step(model, budgets, taken)
+    decode, model.model.decode = model.model.decode, None
+    of_modules = torch.zeros_like(taken)
+    want, _ = step(model, budgets, of_modules)
+    assert torch.equal(taken, of_modules)
+    assert (made - want).abs().max() < 1e-5 * want.abs().max()
+    first = model.config.first_k_dense_replace
+    assert not taken[:first].any()
+    rows = taken[first:].T
+    assert (rows[0] == K).all() and (rows[2] == 1).all() and (rows[3] == 1).all()
+    assert 1 < rows[1].float().mean() < K and rows[4].min() >= 2 and rows[4].max() <= 3
+    model.model.decode = decode
+    assert torch.equal(made[0], step(model, None, None)[0][0])
+
+
+MIXED = ExpertBudgets(
+    torch.tensor([1, 2, 2, 1, 1]), torch.tensor([1, 2, 2, 1, 2]), torch.tensor([1, 1, 1, 1, 0.6]).double()
+)
+
+
+def step(model: K2Model, budgets: ExpertBudgets | None = MIXED, taken: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Hidden states and written latents of five tokens of two sequences with full and ragged contexts."""
     config = model.config
     generator = torch.Generator().manual_seed(0)
@@ -78,7 +111,7 @@ def step(model: K2Model) -> tuple[Tensor, Tensor]:
     rows = torch.tensor([0, 0, 0, 1, 1])
     slots = tables[rows, positions // BLOCK] * BLOCK + positions % BLOCK
     paged = PagedBatch(slots, tables, (0, 3, 5), (96, 21), torch.ones(5, dtype=torch.bool))
-    batch = ForwardBatch(positions, paged=paged, per_row=True, topk=torch.tensor([1, 2, 2, 1, 2]))
+    batch = ForwardBatch(positions, paged=paged, per_row=True, budgets=budgets, taken=taken)
     with torch.inference_mode():
         hidden = model(torch.tensor([5, 6, 7, 8, 9]), batch, caches)
     return hidden, torch.stack([cache.view(-1, config.latent_dim)[slots] for cache in caches])
@@ -169,7 +202,9 @@ def test_tensors_that_do_not_fit_are_refused(folder: Path) -> None:
         ("caches", [cache.bfloat16() for cache in caches]),
         ("caches", [cache.view(8, BLOCK // 2, -1) for cache in caches]),
         ("caches", caches[1:]),
-        ("budgets", ints.int()),
+        ("budgets", ExpertBudgets(ints.int(), ints, ints.double())),
+        ("budgets", ExpertBudgets(ints, ints, ints.float())),
+        ("budgets", ExpertBudgets(ints, ints[:1], ints.double())),
     ):
         with pytest.raises(ValueError, match=r"wanted, not|one cache a layer"):
             op(**{**fine, "budgets": None, name: wrong})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from openk2.config.modes import MODES, Mode
 from openk2.errors import ConfigError, RequestError
 
 _DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -47,8 +48,11 @@ class SamplingParams:
     """Tell the log probability of each token, and of so many of the most likely ones; None tells nothing."""
     prompt_logprobs: int | None = None
     """The same of the prompt's tokens. A raw continuation then begins with its prompt."""
+    mode: Mode | None = None
+    """How many routed experts a generated token takes: reflex 3 to 5, deliberative the trained number, auto as many as
+    have most of the router's weight. None is deliberative."""
     topk: int | None = None
-    """Routed experts per generated token (the expert budget); None is the trained number."""
+    """So many routed experts for each generated token, in place of a mode."""
 
     def __post_init__(self) -> None:
         def check(name: str, ok: bool, rule: str) -> None:
@@ -70,7 +74,9 @@ class SamplingParams:
             value = getattr(self, name)
             check(name, value is None or 0 <= value <= 20, "between 0 and 20")
         check("stop", len(self.stop) <= 4 and all(self.stop), "at most 4 non-empty strings")
+        check("mode", self.mode is None or self.mode in MODES, f"one of {', '.join(MODES)}")
         check("topk", self.topk is None or self.topk >= 1, "at least 1")
+        check("topk", self.topk is None or self.mode is None, "left out where there is a mode")
 
     @classmethod
     def from_generation_config(cls, text: str) -> SamplingParams:

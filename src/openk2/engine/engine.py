@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openk2.config import ModelConfig
+from openk2.config import ExpertBudget, ModelConfig, SamplingParams, expert_budget
 from openk2.engine.block_manager import BlockManager
 from openk2.engine.kv_cache import LatentCache, default_num_blocks
 from openk2.engine.model_runner import ModelRunner
@@ -68,6 +68,8 @@ class EngineStats:
     """Those of them that the prefix cache held."""
     generated_tokens: int
     preemptions: int
+    experts_taken: tuple[int, ...] = ()
+    """By number: how often a router gave a generated token so many experts."""
     experts: ExpertCacheStats | None = None
     """Of a model whose routed experts are on disk."""
 
@@ -129,6 +131,7 @@ class Engine:
             cached_tokens=self.scheduler.num_cached_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=self.scheduler.num_preemptions,
+            experts_taken=tuple(self.runner.experts_taken),
             experts=self._stored_experts[0].slots.stats if self._stored_experts else None,
         )
 
@@ -153,12 +156,7 @@ class Engine:
         strangers = [token for token, _ in sampling.logit_bias if not 0 <= token < vocab_size]
         if strangers:
             raise RequestError(f"token id {strangers[0]} is outside the vocabulary of {vocab_size}", param="logit_bias")
-        if sampling.topk is not None and sampling.topk > self.model_config.num_experts_per_tok:
-            raise RequestError(
-                f"topk must be at most {self.model_config.num_experts_per_tok}, the experts per token of this model, "
-                f"not {sampling.topk}",
-                param="topk",
-            )
+        budget = self._budget(sampling)
         longest = self.max_model_len - len(prompt)
         state = RequestState(
             request_id=request.request_id,
@@ -171,9 +169,19 @@ class Engine:
                 () if sampling.ignore_eos else request.stop_token_ids
             ),
             constraint=request.constraint,
+            budget=budget,
         )
         self._requests[state.request_id] = state
         self.scheduler.waiting.append(state)
+
+    def _budget(self, sampling: SamplingParams) -> ExpertBudget | None:
+        trained = self.model_config.num_experts_per_tok
+        if sampling.topk is not None and sampling.topk > trained:
+            raise RequestError(
+                f"topk must be at most {trained}, the experts per token of this model, not {sampling.topk}",
+                param="topk",
+            )
+        return expert_budget(sampling.mode, sampling.topk, trained) if self.runner.moe_layers else None
 
     def abort(self, request_id: str) -> None:
         """Drop a request and free its blocks at once; unknown or finished ones are no error."""
@@ -215,7 +223,8 @@ class Engine:
         told = _logprobs(new, sampled, logits_V, state.sampling.logprobs) if new else ()
         told_of_prompt = tuple(state.prompt_logprobs) if new and before == state.num_prompt_tokens else ()
         cached = state.cached_tokens or 0
-        return StepOutput(state.request_id, new, finish_reason, cached, error, told, told_of_prompt, routing)
+        use = None if state.budget is None else state.expert_use
+        return StepOutput(state.request_id, new, finish_reason, cached, error, told, told_of_prompt, routing, use)
 
     @staticmethod
     def _append(state: RequestState, sampled: int) -> FinishReason | None:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
 
+from openk2.config import ExpertBudget
 from openk2.engine.block_manager import NULL_BLOCK
 from openk2.engine.kv_cache import LatentCache
-from openk2.engine.request import RequestState
+from openk2.engine.request import ExpertUse, RequestState
 from openk2.engine.sampler import logprobs
 from openk2.engine.scheduler import Chunk
 from openk2.models import ForwardBatch, K2Model, PagedBatch
+from openk2.ops import ExpertBudgets
 
 LOGIT_ROWS = 32
 """Of a prompt's own logits, so many are in memory at once."""
@@ -26,6 +28,9 @@ class ModelRunner:
     def __init__(self, model: K2Model, cache: LatentCache, block_size: int, *, record_routing: bool = False) -> None:
         self.model, self.cache, self.block_size = model, cache, block_size
         self.device = cache.layers[0].device
+        self.moe_layers = [layer for layer in range(model.config.num_hidden_layers) if model.config.is_moe_layer(layer)]
+        self.experts_taken = [0] * (model.config.num_experts_per_tok + 1)
+        """By number: how often a router gave a generated token so many experts."""
         self.routing: Tensor | None = None
         """(slots, layers, experts per token) int16: kept where the token's latents are, so that a prefix that is shared
         brings its choices along."""
@@ -72,7 +77,9 @@ class ModelRunner:
         hidden = self.model(torch.tensor(ids, device=self.device), batch, self.cache.layers)
         if self.routing is not None and batch.paged is not None and batch.chosen_ids is not None:
             self.routing[batch.paged.slot_mapping] = batch.chosen_ids.transpose(0, 1).short()
-        if not generated:
+        if generated:
+            self._count_experts(chunks, batch.taken)
+        else:
             self._tell_prompts(chunks, hidden)
         ends = accumulate(chunk.num_tokens for chunk in chunks)
         last = {chunk.request: end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples}
@@ -81,6 +88,20 @@ class ModelRunner:
         rows = hidden[torch.tensor(list(last.values()), device=self.device)]
         logits = self.model.compute_logits(rows, per_row=generated)
         return dict(zip(last, logits.unbind(0), strict=True))
+
+    def _count_experts(self, chunks: Sequence[Chunk], taken: Tensor | None) -> None:
+        """`taken` as `ForwardBatch.taken`; None: all have the trained number."""
+        layers, counts = len(self.moe_layers), self.experts_taken
+        if taken is None:
+            counts[-1] += layers * sum(chunk.num_tokens for chunk in chunks)
+            return
+        of_routers = taken[self.moe_layers]
+        for number, times in enumerate(torch.bincount(of_routers.flatten(), minlength=len(counts)).tolist()):
+            counts[number] += times
+        of_tokens = iter(of_routers.sum(0).tolist())
+        for chunk in chunks:
+            new, use = sum(islice(of_tokens, chunk.num_tokens)), chunk.request.expert_use
+            chunk.request.expert_use = ExpertUse(use.taken + new, use.choices + layers * chunk.num_tokens)
 
     def _tell_prompts(self, chunks: Sequence[Chunk], hidden: Tensor) -> None:
         """Note how likely the prompts' own tokens were, for the requests that ask."""
@@ -101,13 +122,11 @@ class ModelRunner:
         size = self.block_size
         positions: list[int] = []
         slots: list[int] = []
-        budget: list[int] = []
-        trained = self.model.config.num_experts_per_tok
+        config = self.model.config
         for chunk in chunks:
             blocks = chunk.request.blocks
             positions += range(chunk.start, chunk.end)
             slots += [blocks[position // size] * size + position % size for position in range(chunk.start, chunk.end)]
-            budget += [chunk.request.sampling.topk or trained if generated else trained] * chunk.num_tokens
         widest = max(-(-chunk.end // size) for chunk in chunks)
         tables = [(chunk.request.blocks + [NULL_BLOCK] * widest)[:widest] for chunk in chunks]
         paged = PagedBatch(
@@ -117,14 +136,30 @@ class ModelRunner:
             context_lens=tuple(chunk.end for chunk in chunks),
             generated=torch.full((len(positions),), generated),
         )
-        reduced = any(topk != trained for topk in budget)
-        chosen = None
+        budgets = self._budgets(chunks) if generated else None
+        chosen = taken = None
+        if budgets is not None:
+            taken = torch.zeros(config.num_hidden_layers, len(slots), dtype=torch.int64, device=self.device)
         if self.routing is not None:
-            chosen = torch.zeros(self.model.config.num_hidden_layers, len(slots), trained, dtype=torch.int64)
+            chosen = torch.zeros(config.num_hidden_layers, len(slots), config.num_experts_per_tok, dtype=torch.int64)
         return ForwardBatch(
             positions=torch.tensor(positions, device=self.device),
             paged=paged,
             per_row=generated,
-            topk=torch.tensor(budget, device=self.device) if reduced else None,
+            budgets=budgets,
+            taken=taken,
             chosen_ids=None if chosen is None else chosen.to(self.device),
+        )
+
+    def _budgets(self, chunks: Sequence[Chunk]) -> ExpertBudgets | None:
+        """Of generated tokens; None where all have the trained number of experts."""
+        if all(chunk.request.budget is None for chunk in chunks):
+            return None
+        trained = self.model.config.num_experts_per_tok
+        full = ExpertBudget(trained, trained)
+        of_tokens = [chunk.request.budget or full for chunk in chunks for _ in range(chunk.num_tokens)]
+        return ExpertBudgets(
+            torch.tensor([budget.least for budget in of_tokens], device=self.device),
+            torch.tensor([budget.most for budget in of_tokens], device=self.device),
+            torch.tensor([budget.mass for budget in of_tokens], dtype=torch.float64, device=self.device),
         )

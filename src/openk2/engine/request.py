@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from openk2.config import SamplingParams
+from openk2.config import ExpertBudget, SamplingParams
 from openk2.engine.constraint import TokenConstraint
 
 FinishReason = Literal["stop", "length", "error"]
@@ -39,6 +39,15 @@ class TokenLogprobs:
 
 
 @dataclass(frozen=True)
+class ExpertUse:
+    """How many experts tokens took, over all layers with experts."""
+
+    taken: int = 0
+    choices: int = 0
+    """Of a router: tokens times layers."""
+
+
+@dataclass(frozen=True)
 class StepOutput:
     """What one step did for one request. No output comes after one with a `finish_reason`."""
 
@@ -57,6 +66,9 @@ class StepOutput:
     routing: Tensor | None = None
     """(tokens, layers, experts per token) int16, when the request ended and the engine records it: the experts of every
     token that was computed, which is all of prompt and answer but the answer's last."""
+    expert_use: ExpertUse | None = None
+    """Of the answer's tokens that were computed, which is all but the last, when the request has a smaller budget than
+    the trained one."""
 
 
 @dataclass(eq=False)
@@ -72,6 +84,10 @@ class RequestState:
     seed: int
     stop_token_ids: frozenset[int]
     constraint: TokenConstraint | None
+    budget: ExpertBudget | None = None
+    """Of each generated token; None is the trained number of experts."""
+    expert_use: ExpertUse = ExpertUse()
+    """Of its answer's tokens, with a `budget`."""
     blocks: list[int] = field(default_factory=list)
     """Cache blocks, in the order of the tokens they hold."""
     num_computed: int = 0

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from openk2.engine.block_manager import BlockManager
-from openk2.engine.request import RequestState
+from openk2.engine.request import ExpertUse, RequestState
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class Scheduler:
 
     def _preempt(self, request: RequestState) -> None:
         self.num_preemptions += 1
+        request.expert_use = ExpertUse()  # what was computed will be again
         self._free(request)
         self.waiting.appendleft(request)
 

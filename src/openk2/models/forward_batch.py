@@ -9,6 +9,8 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from openk2.ops import ExpertBudgets
+
 
 @dataclass(frozen=True)
 class PagedBatch:
@@ -40,8 +42,10 @@ class ForwardBatch:
     paged: PagedBatch | None = None
     per_row: bool = False
     """Compute each token's matrix products by themselves (`ops.single_rows`): for tokens that were all generated."""
-    topk: Tensor | None = None
-    """(T,) int64 expert budget of each token; None is the trained one."""
+    budgets: ExpertBudgets | None = None
+    """How many experts each token takes; None is the trained number."""
+    taken: Tensor | None = None
+    """(layers, T) int64, into which with `budgets` is written how many experts each token took; 0 in dense layers."""
     topk_ids: Tensor | None = None
     """(layers, T, K) int64: each token's experts, given in place of the router's choice, as when a rollout is replayed.
     The router still weighs them. Layers without experts ignore their part."""

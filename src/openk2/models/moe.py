@@ -39,7 +39,7 @@ class MoEGate(nn.Module):
             topk_group=c.topk_group,
             norm_topk_prob=c.norm_topk_prob,
             routed_scaling_factor=c.routed_scaling_factor,
-            budget_T=batch.topk,
+            budgets=batch.budgets,
             topk_ids=topk_ids,
         )
 
@@ -92,6 +92,8 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, batch: ForwardBatch) -> Tensor:
         given = None if batch.topk_ids is None else batch.topk_ids[self.layer]
         topk_ids, topk_weights = self.gate(x, batch, given)
+        if batch.taken is not None:
+            batch.taken[self.layer] = (topk_weights != 0).sum(-1)
         if batch.chosen_ids is not None:
             batch.chosen_ids[self.layer] = topk_ids
         if batch.expert_load is not None:

@@ -69,8 +69,9 @@ class PackedDecode:
         cos, sin = rotary
         # One token's numbers do not depend on the others: those whose experts have slots together go together.
         most = self._most_tokens or len(h)
-        out = [
-            self._ops[block_size](
+        out, taken = [], []
+        for part in (slice(first, first + most) for first in range(0, len(h), most)):
+            made, of_part = self._ops[block_size](
                 h[part],
                 (cos[part], sin[part]),
                 batch.positions[part],
@@ -78,10 +79,12 @@ class PackedDecode:
                 sequences[part],
                 paged.block_tables,
                 kv_cache,
-                None if batch.topk is None else batch.topk[part],
+                None if batch.budgets is None else batch.budgets.part(part),
             )
-            for part in (slice(first, first + most) for first in range(0, len(h), most))
-        ]
+            out.append(made)
+            taken.append(of_part)
+        if batch.taken is not None:
+            torch.cat(taken, 1, out=batch.taken)
         return out[0] if len(out) == 1 else torch.cat(out)
 
     def _stored(self) -> StoredWeights | None:

@@ -24,9 +24,10 @@ from openk2.ops import (
     single_rows,
 )
 from openk2.ops.packed import PackedStack
-from openk2.ops.reference import absorbed_attention, apply_rotary, swiglu
+from openk2.ops.reference import ExpertBudgets, absorbed_attention, apply_rotary, swiglu
 
 __all__ = [
+    "ExpertBudgets",
     "absorbed_attention",
     "apply_rotary",
     "causal_attention",
@@ -96,7 +97,7 @@ def route(
     topk_group: int,
     norm_topk_prob: bool,
     routed_scaling_factor: float,
-    budget_T: Tensor | None = None,
+    budgets: ExpertBudgets | None = None,
     topk_ids: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """See `reference.route`."""
@@ -110,7 +111,7 @@ def route(
         topk_group=topk_group,
         norm_topk_prob=norm_topk_prob,
         routed_scaling_factor=routed_scaling_factor,
-        budget_T=budget_T,
+        budgets=budgets,
         topk_ids=topk_ids,
         sigmoid=torch.sigmoid if _needs_grad(logits_TE) else row_pointwise.sigmoid,
     )

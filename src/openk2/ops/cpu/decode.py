@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openk2.ops.cpu import _native, isa, use_torchs_threads
 from openk2.ops.packed import FORMATS, PackedStack
+from openk2.ops.reference import ExpertBudgets
 
 MOST_GROUPS = 64
 """Of experts, that the kernel can choose among."""
@@ -113,19 +114,22 @@ class DecodeLayers:
         sequences: Tensor,
         block_tables: Tensor,
         caches: Sequence[Tensor],
-        budgets: Tensor | None,
-    ) -> Tensor:
-        """h (T, hidden) float32 after the last layer; the latents of its tokens are in the caches then.
+        budgets: ExpertBudgets | None,
+    ) -> tuple[Tensor, Tensor]:
+        """h (T, hidden) float32 after the last layer, when the latents of its tokens are in the caches; and with
+        `budgets` how many experts each token took, (layers, T) int64, 0 in dense layers.
 
         rotary: cos and sin, (T, rope / 2). positions, slots and sequences (rows of `block_tables`): (T,) int64; tokens
         of one sequence stand in their order. caches: (blocks, block_size, latent + rope) float32 for each layer.
-        budgets: (T,) int64 experts of each token, at least 1, or None. Raises ValueError for tensors of another kind;
+        Raises ValueError for tensors of another kind;
         what slots, sequences and tables point to is the caller's word.
         """
         out = h.clone(memory_format=torch.contiguous_format)
         cos, sin = (table.contiguous() for table in rotary)
         tables = block_tables.contiguous()
         self._check_call(out, cos, sin, positions, slots, sequences, tables, caches, budgets)
+        taken = torch.zeros(len(self._layers), 0 if budgets is None else len(out), dtype=torch.int64)
+        limits = () if budgets is None else (budgets.least_T, budgets.most_T, budgets.mass_T, taken)
         use_torchs_threads()
         self._plan.run(
             out.data_ptr(),
@@ -133,12 +137,12 @@ class DecodeLayers:
             sin.data_ptr(),
             (positions.data_ptr(), slots.data_ptr(), sequences.data_ptr(), tables.data_ptr()),
             tables.shape[1],
-            0 if budgets is None else budgets.data_ptr(),
+            tuple(tensor.data_ptr() for tensor in limits) or (0, 0, 0, 0),
             [cache.data_ptr() for cache in caches],
             out.shape[0],
             isa(),
         )
-        return out
+        return out, taken
 
     def _check_call(
         self,
@@ -150,14 +154,17 @@ class DecodeLayers:
         sequences: Tensor,
         tables: Tensor,
         caches: Sequence[Tensor],
-        budgets: Tensor | None,
+        budgets: ExpertBudgets | None,
     ) -> None:
         s, tokens = self._shape, len(h)
         angles = (tokens, s.rope // 2)
         for name, tensor, shape in (("h", h, (tokens, s.hidden)), ("cos", cos, angles), ("sin", sin, angles)):
             _check_tensor(name, tensor, torch.float32, shape)
         each = [("positions", positions), ("slots", slots), ("sequences", sequences)]
-        for name, tensor in each + ([] if budgets is None else [("budgets", budgets)]):
+        if budgets is not None:
+            each += [("least", budgets.least_T), ("most", budgets.most_T)]
+            _check_tensor("mass", budgets.mass_T, torch.float64, (tokens,))
+        for name, tensor in each:
             _check_tensor(name, tensor, torch.int64, (tokens,))
         _check_tensor("block_tables", tables, torch.int64, (len(tables), tables.shape[-1]))
         for cache in caches:

@@ -2,12 +2,13 @@
 
 from openk2.ops.reference.linear import linear
 from openk2.ops.reference.mla import absorbed_attention, causal_attention, paged_attention
-from openk2.ops.reference.moe import moe_experts, route, silu_mul, swiglu
+from openk2.ops.reference.moe import ExpertBudgets, moe_experts, route, silu_mul, swiglu
 from openk2.ops.reference.norm import rms_norm
 from openk2.ops.reference.packed import packed_experts, packed_linear
 from openk2.ops.reference.rotary import apply_rotary
 
 __all__ = [
+    "ExpertBudgets",
     "absorbed_attention",
     "apply_rotary",
     "causal_attention",

@@ -7,10 +7,33 @@ Source: DeepSeek-V3, arXiv:2412.19437, section 2.1.2 (noaux_tc); DeepSeek-V2, ar
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as nn_functional
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ExpertBudgets:
+    """How many of its K experts each token takes: the fewest, from `least` to `most`, whose weights have the share
+    `mass` of those of all K."""
+
+    least_T: Tensor
+    """int64, at least 1."""
+    most_T: Tensor
+    """int64, from `least_T` to K."""
+    mass_T: Tensor
+    """float64, 0 to 1."""
+
+    def part(self, tokens: slice) -> ExpertBudgets:
+        return ExpertBudgets(self.least_T[tokens], self.most_T[tokens], self.mass_T[tokens])
+
+    def counts(self, weights_TK: Tensor) -> Tensor:
+        """(T,) int64. Sums are of float64, in the experts' order."""
+        sums = weights_TK.double().cumsum(-1)
+        count = (~(sums >= self.mass_T[:, None] * sums[:, -1:])).sum(-1) + 1
+        return torch.minimum(torch.maximum(count, self.least_T), self.most_T)
 
 
 def route(
@@ -24,16 +47,16 @@ def route(
     topk_group: int,
     norm_topk_prob: bool,
     routed_scaling_factor: float,
-    budget_T: Tensor | None = None,
+    budgets: ExpertBudgets | None = None,
     topk_ids: Tensor | None = None,
     sigmoid: Callable[[Tensor], Tensor] = torch.sigmoid,
 ) -> tuple[Tensor, Tensor]:
     """Choose each token's experts: ids (T, K) int64 and weights (T, K) float32, strongest first.
 
-    `correction_bias_E` moves the choice, never the weight. `budget_T` (int64, 1..K) cuts a token's list short: the
-    weights past its budget are 0 and the rest are scaled up so that the root of their squared sum, to which the
-    routed output's RMS is proportional for independent experts, stays that of the full list. `topk_ids` (T, K), where
-    given, are the choice.
+    `correction_bias_E` moves the choice, never the weight. `budgets` cut a token's list short: the weights past its
+    budget are 0 and the rest are scaled up so that the root of their squared sum, to which the routed output's RMS is
+    proportional for independent experts, stays that of the full list (docs/modes.md compares the rules). `topk_ids`
+    (T, K), where given, are the choice.
     """
     logits_TE = logits_TE.float()
     scores = sigmoid(logits_TE) if scoring_func == "sigmoid" else logits_TE.softmax(-1)
@@ -50,11 +73,11 @@ def route(
     if norm_topk_prob:
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
     weights = weights * routed_scaling_factor
-    if budget_T is not None:
-        inside = torch.arange(topk, device=weights.device) < budget_T[:, None]
+    if budgets is not None:
+        inside = torch.arange(topk, device=weights.device) < budgets.counts(weights)[:, None]
         cut = weights * inside
-        full, kept_norm = weights.square().sum(-1, keepdim=True), cut.square().sum(-1, keepdim=True)
-        weights = cut * (full / kept_norm).sqrt()
+        full, kept = weights.square().sum(-1, keepdim=True), cut.square().sum(-1, keepdim=True)
+        weights = torch.where(inside.all(-1, keepdim=True), weights, cut * (full / kept).sqrt())
     return topk_ids, weights
 
 
