@@ -15,7 +15,8 @@ from openk2.training.data.builtin import builtin_tools
 from openk2.training.data.chains import everyday_links
 from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Frame, Slot, Tool, domain_frames, parse_frames
-from openk2.training.data.lexicon import lexicon, read_words
+from openk2.training.data.functions import FunctionKind, function_kinds, spell_function
+from openk2.training.data.lexicon import lexicon, read_domains, read_words
 from openk2.training.data.requests import expand, make_request
 from openk2.training.data.stream import rivals
 from openk2.training.data.values import Values
@@ -134,7 +135,7 @@ def test_the_same_seed_gives_the_same_stream(split: str) -> None:
 def test_all_kinds_occur_and_refusals_are_frequent() -> None:
     sample = take(700)
     kinds = {made.kind for made in sample}
-    assert kinds == set(KINDS) - {"follow_up"}, "which only later turns can be"
+    assert kinds == set(KINDS)
     answers = [m for made in sample for m in made.messages if m.role == "assistant"]
     assert 0.04 < sum(m.text == NO_TOOL for m in answers) / len(answers) < 0.2
     assert any(len(m.tool_calls) >= 3 for m in answers)
@@ -160,14 +161,40 @@ def test_held_builtin_requests_use_phrasings_that_training_lacks() -> None:
         assert held.frame.asks
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(read_words(f"{name}.txt") for name in ("builtin_train", "functions", "smalltalk_train")),
+        *read_domains("everyday").values(),
+    ],
+    ids=lambda text: text[:24],
+)
+def test_what_is_for_training_alone_has_no_held_out_word(text: str) -> None:
+    lex = lexicon("held")
+    held = {*lex.nouns, *lex.adjectives, *lex.common, *(w for s in lex.synsets for p in s.verbs for w in p.split())}
+    assert not set(re.findall(r"[a-z]+", text.lower())) & held
+
+
+@pytest.mark.parametrize("kind", function_kinds(), ids=lambda kind: kind.code.partition("(")[0][4:])
+def test_every_function_that_training_shows_works(kind: FunctionKind, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = Dice(11)
+    for _ in range(5):
+        request, answer = spell_function(kind, rng)
+        assert not re.search(r"[{}]|\bN\b", request), request
+        code = answer.removeprefix("```python\n").removesuffix("\n```")
+        space: dict[str, object] = {}
+        exec(code, space)
+        space["f"] = space[code.removeprefix("def ").partition("(")[0]]
+        assert kind.checks
+        for check in kind.checks:
+            assert eval(check, space), check
+
+
 def test_further_phrasings_of_training_are_no_held_ones_in_other_words() -> None:
     rng = Dice(7)
     held = {
         tool.name: {expand(a.text, rng) for a in tool.frame.asks for _ in range(200)} for tool in builtin_tools("held")
     }
-    words = set(re.findall(r"[a-z]+", read_words("builtin_train.txt").lower()))
-    lex = lexicon("held")
-    assert not words & {*lex.nouns, *lex.adjectives, *lex.common, *(p for s in lex.synsets for p in s.verbs)}
     for frame in parse_frames("builtin", read_words("builtin_train.txt")):
         said = {expand(a.text, rng) for a in frame.asks for _ in range(200)}
         assert not said & held[frame.names[0]]

@@ -1,6 +1,6 @@
 """Frames: what a tool means, independent of its spelling, with the ways people ask for it.
 
-A frame is either hand-written (`domains/*.txt`, everyday language) or composed from word lists (`composed.py`).
+A frame is either hand-written (`domains/*.txt` and `everyday/*.txt`, everyday language) or composed from word lists (`composed.py`).
 `Tool.spell` draws one concrete declaration from a frame: its name, its parameter names, its descriptions.
 """
 
@@ -233,7 +233,7 @@ def parse_frames(domain: str, text: str) -> list[Frame]:
 def domain_frames() -> tuple[Frame, ...]:
     """All hand-written frames. A file may hold several domains, each opened by a line `# domain NAME`."""
     frames: list[Frame] = []
-    for text in read_domains().values():
+    for text in (*read_domains("domains").values(), *read_domains("everyday").values()):
         domain = ""
         block: list[str] = []
         for line in [*text.splitlines(), "# domain "]:

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from openk2.chat.builtin_tools import BUILTIN_TOOLS
 from openk2.training.data.dice import Dice
 from openk2.training.data.frames import Slot
+from openk2.training.data.functions import function_kinds, spell_function
 from openk2.training.data.requests import Request, add_phrase, dump, make_request, polish, spaced
 from openk2.training.data.script import NO_TOOL, Script, as_content, invent_result
 from openk2.training.data.value import Value
 
 _OWN = 0.45
 """Share of single training turns that ask for one of the agent's own tools, where one is declared."""
-_OWN_WEIGHTS = {"current_time": 0.25, "search_files": 0.4, "list_files": 0.15, "read_file": 0.12, "calculate": 0.08}
+_OWN_WEIGHTS = {"current_time": 0.22, "search_files": 0.33, "list_files": 0.16, "read_file": 0.16, "calculate": 0.13}
 """More for those that ask for knowledge: which place has which time zone, which language which extension."""
 
 
@@ -328,4 +329,11 @@ def small_talk(script: Script, lines: Sequence[tuple[tuple[str, ...], str]]) -> 
             else rng.choice(("!", ".", ""))
         )
     script.user(text)
+    script.say(answer)
+
+
+def code(script: Script) -> None:
+    """A small Python function is asked for and written."""
+    request, answer = spell_function(script.rng.choice(function_kinds()), script.rng)
+    script.user(request)
     script.say(answer)

@@ -16,6 +16,7 @@ from openk2.training.data.frames import Frame, Tool, domain_frames
 from openk2.training.data.lexicon import Lexicon, Split, lexicon, read_words
 from openk2.training.data.requests import make_request
 from openk2.training.data.scenarios import (
+    code,
     error,
     follow_up,
     missing,
@@ -39,6 +40,7 @@ KINDS = (
     "no_fit",
     "chat",
     "choice",
+    "code",
 )
 
 _STAGE_KINDS: tuple[dict[str, float], ...] = (
@@ -58,18 +60,20 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
     {
         "choice": 0.5,
         "single": 0.65,
-        "parallel_same": 0.13,
-        "parallel_different": 0.15,
-        "chain": 0.3,
+        "follow_up": 0.06,
+        "parallel_same": 0.15,
+        "parallel_different": 0.17,
+        "chain": 0.27,
         "error": 0.06,
-        "missing": 0.17,
+        "missing": 0.16,
         "no_fit": 0.13,
-        "chat": 0.05,
+        "chat": 0.07,
+        "code": 0.12,
     },
 )
 """Weights of the kinds of first turns, by stage; `choice` is a conversation of its own (see `_write_choice`)."""
 _STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
-_COMPOSED = 0.7
+_COMPOSED = 0.5
 """Share of the sets of tools that are composed throughout: the harder ones, where nothing can be known beforehand."""
 _STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.45)
 _CHOICE_TURNS = {"single": 0.7, "no_fit": 0.12, "parallel_different": 0.12, "parallel_same": 0.06}
@@ -98,12 +102,13 @@ _SYSTEM = (
 )
 
 
-@lru_cache(maxsize=1)
-def small_talk_lines() -> tuple[tuple[tuple[str, ...], str], ...]:
-    """(ways to say it, answer) of `smalltalk.txt`."""
+@lru_cache(maxsize=2)
+def small_talk_lines(split: Split) -> tuple[tuple[tuple[str, ...], str], ...]:
+    """(ways to say it, answer) of `smalltalk.txt`; training has those of `smalltalk_train.txt` besides."""
     pairs = []
     asked: tuple[str, ...] = ()
-    for line in read_words("smalltalk.txt").splitlines():
+    texts = (read_words("smalltalk.txt"), *((read_words("smalltalk_train.txt"),) if split == "train" else ()))
+    for line in "\n".join(texts).splitlines():
         if line.startswith("="):
             pairs.append((asked, line[1:].strip()))
         else:
@@ -234,7 +239,7 @@ class _Plan:
 def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: float | None = None) -> Conversation:
     if kind == "choice":
         return _write_choice(rng, lex, stage)
-    if kind == "chat" and rng.random() < 0.5:
+    if kind in ("chat", "code") and rng.random() < 0.5:
         number = 0
     else:
         number = rng.choice(_STAGE_TOOLS[stage])
@@ -256,7 +261,7 @@ def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: 
         elif stage == 1:
             kinds.append(rng.choice(("single", "single", "single", "follow_up", "no_fit")))
         else:
-            kinds.append(rng.choice(_LATER) if plan.tools else rng.choice(("chat", "no_fit")))
+            kinds.append(rng.choice(_LATER) if plan.tools else rng.choice((kind, "chat", "no_fit")))
     for i, step in enumerate(kinds):
         script.ending = i == len(kinds) - 1
         _turn(step, script, plan)
@@ -273,7 +278,7 @@ def _write_choice(rng: Dice, lex: Lexicon, stage: int) -> Conversation:
     if rng.random() < 0.5:
         plan = _Plan(rng, lex, number, "choice", 0.0, 1.0, most_slots=0, opaque=0.5, near=0.35)
     else:
-        plan = _Plan(rng, lex, number, "choice", 1.5 * _STAGE_BUILTIN[stage], 0.6, most_slots=1)
+        plan = _Plan(rng, lex, number, "choice", 1.5 * _STAGE_BUILTIN[stage], 0.45, most_slots=1)
     script = Script(plan.tools, plan.values, lex, brief=True)
     kinds = rng.choices(*zip(*_CHOICE_TURNS.items(), strict=True), k=rng.randint(4, 8))
     for i, kind in enumerate(kinds):
@@ -284,7 +289,9 @@ def _write_choice(rng: Dice, lex: Lexicon, stage: int) -> Conversation:
 
 def _turn(kind: str, script: Script, plan: _Plan) -> None:
     if kind == "chat":
-        small_talk(script, small_talk_lines())
+        small_talk(script, small_talk_lines(plan.lex.split))
+    elif kind == "code":
+        code(script)
     elif kind == "no_fit":
         no_fit(script, plan.elsewhere)
     elif kind == "chain" and plan.link:

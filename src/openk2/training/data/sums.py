@@ -50,20 +50,24 @@ def arithmetic(rng: Dice) -> Value:
     )
 
 
-def sum_command(r: Dice) -> Value:
-    """A sum told as a command."""
+def sum_command(r: Dice, *, further: bool = False) -> Value:
+    """A sum told as a command. `further`: also as the held-out requests never say it, each sign as often as the others."""
     a, b = spoken_number(r), spoken_number(r)
-    said, sign = r.choice(_MATH_COMMANDS)
+    if further:
+        sign = r.choice("+-*/")
+        said = r.choice([said for said, other in _MATH_COMMANDS + _FURTHER_COMMANDS if other == sign])
+    else:
+        said, sign = r.choice(_MATH_COMMANDS)
     left, right = (b, a) if "from" in said else (a, b)
     return Value(
         f"{left.value} {sign} {right.value}", said.replace("{a}", a.surface).replace("{b}", b.surface), verbatim=False
     )
 
 
-def sum_noun(r: Dice) -> Value:
-    """A sum told as a noun."""
+def sum_noun(r: Dice, *, further: bool = False) -> Value:
+    """A sum told as a noun. `further`: see `sum_command`."""
     a, b = spoken_number(r), spoken_number(r)
-    said, form = r.choice(_MATH_NOUNS)
+    said, form = r.choice(_MATH_NOUNS + _FURTHER_NOUNS if further else _MATH_NOUNS)
     if "%" in said:
         a = Value(a.value, str(a.value))
     return Value(
@@ -82,6 +86,18 @@ _MATH_NOUNS = (
     ("{a} squared", "{a} ** 2"), ("{a} cubed", "{a} ** 3"), ("{a} to the power of {b}", "{a} ** {b}"), ("the square root of {a}", "sqrt({a})"), ("half of {a}", "{a} / 2"),
     ("twice {a}", "2 * {a}"), ("double {a}", "2 * {a}"), ("a third of {a}", "{a} / 3"), ("a quarter of {a}", "{a} / 4"), ("{a} modulo {b}", "{a} % {b}"),
     ("{a} percent of {b}", "{a} / 100 * {b}"), ("{a}% of {b}", "{a} / 100 * {b}"), ("{a}% of {b}", "{a} / 100 * {b}"),
+)  # fmt: skip
+_FURTHER_COMMANDS = (
+    ("put {a} and {b} together", "+"), ("add up {a} and {b}", "+"), ("increase {a} by {b}", "+"), ("count {a} and {b} together", "+"), ("raise {a} by {b}", "+"), ("add {b} on top of {a}", "+"),
+    ("reduce {a} by {b}", "-"), ("lower {a} by {b}", "-"), ("deduct {a} from {b}", "-"), ("subtract {a} from {b}", "-"), ("decrease {a} by {b}", "-"), ("remove {a} from {b}", "-"),
+    ("take {a} times {b}", "*"), ("multiply out {a} and {b}", "*"), ("scale {a} by {b}", "*"), ("take {b} lots of {a}", "*"), ("multiply {b} onto {a}", "*"),
+    ("split {a} into {b} parts", "/"), ("split {a} by {b}", "/"), ("share {a} among {b}", "/"), ("divide {a} into {b} parts", "/"), ("divide {a} among {b} people", "/"),
+)  # fmt: skip
+_FURTHER_NOUNS = (
+    ("{a} and {b} together", "{a} + {b}"), ("the total of {a} and {b}", "{a} + {b}"), ("{a} more than {b}", "{b} + {a}"), ("{a} less than {b}", "{b} - {a}"), ("{a} less {b}", "{a} - {b}"),
+    ("{a} by {b}", "{a} * {b}"), ("three times {a}", "3 * {a}"), ("the square of {a}", "{a} ** 2"), ("the cube of {a}", "{a} ** 3"), ("the ratio of {a} to {b}", "{a} / {b}"), ("{a} per {b}", "{a} / {b}"),
+    ("a fifth of {a}", "{a} / 5"), ("a tenth of {a}", "{a} / 10"), ("the remainder of {a} by {b}", "{a} % {b}"), ("the root of {a}", "sqrt({a})"), ("the average of {a} and {b}", "({a} + {b}) / 2"),
+    ("the mean of {a} and {b}", "({a} + {b}) / 2"), ("{a} raised to {b}", "{a} ** {b}"),
 )  # fmt: skip
 _OPERATIONS = (
     ("+", ("plus", "plus", "plus", "added to")),

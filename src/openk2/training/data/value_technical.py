@@ -160,6 +160,9 @@ class TechnicalValues(BasicValues):
 
     def _pattern(self) -> Value:
         r = self.rng
+        if self.lex.split == "train" and r.random() < 0.35:
+            text = self._identifier()
+            return Value(text, text if r.random() < 0.8 else r.choice((f'"{text}"', f"'{text}'", f"`{text}`")))
         n = r.random()
         if n < 0.35:
             text = r.choice(tables.MARKS)
@@ -183,14 +186,41 @@ class TechnicalValues(BasicValues):
             text = self._word() if n < 0.95 else self._word().upper()
         return Value(text, text if r.random() < 0.8 else r.choice((f'"{text}"', f"'{text}'", f"`{text}`")))
 
+    def _identifier(self) -> str:
+        """What programs and their messages are full of: names of several words and signs, for training only."""
+        r = self.rng
+        several = [self._word() for _ in range(r.choice((2, 2, 3, 3, 4)))]
+        big = "".join(w.capitalize() for w in several)
+        return r.choice(
+            (
+                big,
+                big + r.choice(("Error", "Exception", "Warning", "Test", "Handler", "Config", "Id", "Factory")),
+                several[0] + "".join(w.capitalize() for w in several[1:]),
+                "_".join(several),
+                "_".join(several).upper(),
+                "_" + "_".join(several),
+                ".".join(several[:2]) + r.choice(("", "()", "(")),
+                "-".join(several),
+                " ".join(several),
+                f"{several[0]} = {r.choice((r.randint(0, 999), 'None', 'True', 'null'))}",
+                f"{several[0]}[{r.randint(0, 9)}]",
+                f"@{several[0]}",
+                f"E{r.randint(100, 9999)}",
+                f"{r.randint(10, 99999)}",
+                self._email(),
+                self._url(),
+                self._version(),
+            )
+        )
+
     def _expression(self) -> Value:
         return arithmetic(self.rng)
 
     def _mathcommand(self) -> Value:
-        return sum_command(self.rng)
+        return sum_command(self.rng, further=self.lex.split == "train")
 
     def _mathnoun(self) -> Value:
-        return sum_noun(self.rng)
+        return sum_noun(self.rng, further=self.lex.split == "train")
 
     def _total(self) -> str:
         return str(self.rng.choice((self.rng.randint(1, 5000), round(self.rng.uniform(0, 500), 2))))
