@@ -6,7 +6,8 @@
     +-- TokenizerError           a vocabulary file is malformed
     +-- TemplateError            a chat template cannot be rendered
     +-- DataError                training or evaluation data is malformed
-    +-- TrainingError            a training run cannot go on: its loss is no number, its state cannot be written
+    +-- TrainingError            a training run cannot go on: its state or log cannot be written
+    |   +-- DivergedError        its loss or a gradient is no finite number
     +-- RequestError             a request that can never be served as it is
     |   +-- ContextLengthError   the prompt does not fit the window
     |   +-- ModelNotFoundError   no such model is served here
@@ -62,6 +63,10 @@ class DataError(OpenK2Error):
 
 class TrainingError(OpenK2Error):
     exit_code = 1
+
+
+class DivergedError(TrainingError):
+    pass
 
 
 class RequestError(OpenK2Error):

@@ -117,6 +117,35 @@ def test_a_broken_line_is_named_before_anything_is_written(recipe: Path, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+def test_a_sweep_is_a_run_for_each_value_and_a_table(recipe: Path, tmp_path: Path) -> None:
+    short = ["--set", "schedule.stable_tokens=200", "--set", "schedule.decay_tokens=0"]
+    words = ["train", str(recipe), "--output", str(tmp_path / "s"), *short, "--sweep", "optimizer.lr=1e-3,1e30"]
+    first = CliRunner().invoke(cli.app, [*words, "--json", "--max-minutes", "1e-9"])
+    assert first.exit_code == 0, first.exception
+    records = [json.loads(line) for line in first.output.splitlines()]
+    assert records[0]["run"] == "optimizer.lr=1e-3" and records[-1] == {"sweep": []}
+    table = CliRunner().invoke(cli.app, words)
+    assert table.exit_code == 0, table.exception
+    assert "2 of 2 runs have ended" in table.output and "diverged" in table.output
+    last = json.loads(CliRunner().invoke(cli.app, [*words, "--json"]).output.splitlines()[-1])
+    assert [outcome["status"] for outcome in last["sweep"]] == ["done", "diverged"]
+    assert (tmp_path / "s" / "optimizer.lr=1e-3" / "state.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--sweep", "optimizer.lr"], "--sweep takes KEY=VALUE"),
+        (["--sweep", "optimizer.rl=1,2"], "unknown recipe key 'rl'"),
+        (["--sweep", "seed=1,2", "--export", "x"], "--export is of one run"),
+    ],
+)
+def test_a_sweep_that_is_none_is_one_line(recipe: Path, tmp_path: Path, words: list[str], said: str) -> None:
+    result = CliRunner().invoke(cli.app, ["train", str(recipe), "--output", str(tmp_path / "s"), *words])
+    assert isinstance(result.exception, ConfigError) and said in str(result.exception)
+    assert not (tmp_path / "s").exists()
+
+
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_bits(recipe: Path, tmp_path: Path) -> None:
     """Killed in its 5th, 12th and 19th step, each time somewhere after the last state."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -38,15 +39,22 @@ def run(
     max_minutes: Annotated[float | None, typer.Option(help="Stop (resumably) after so long.")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     export: Annotated[Path | None, typer.Option(help="Only write the run's model (or adapter) to a folder.")] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option("--sweep", metavar="KEY=V1,V2,...", help="A run for each value, or combination."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print each record as a line of JSON.")] = False,
 ) -> None:
     """Train a model from a recipe; a run that was cut goes on when started again. Under torchrun several processes
     train one model.
 
-    Exit codes: 0 done, or stopped by --max-minutes; 1 the run cannot go on; 2 recipe, data or state are wrong.
+    Exit codes: 0 done, or stopped by --max-minutes; 1 the run (of a sweep: every run) cannot go on; 2 recipe, data or
+    state are wrong.
     """
     import torch
 
+    from openk2.cli.train_progress import reading_progress, reporter, run_progress
+    from openk2.cli.train_sweep import train_sweep
     from openk2.errors import CheckpointError, ConfigError
     from openk2.llm.source import check_device
     from openk2.training.assemble import open_run
@@ -57,13 +65,20 @@ def run(
     if threads is not None:
         torch.set_num_threads(threads)
     check_device(device)
+    seconds = None if max_minutes is None else 60 * max_minutes
+    if sweep:
+        if export is not None:
+            raise ConfigError("--export is of one run: name its folder with --output, without --sweep", param="export")
+        train_sweep(recipe, set_ or [], sweep, output, device=device, max_seconds=seconds, as_json=as_json)
+        return
     plan = load_recipe(recipe, set_ or [])
     folder = output or Path("runs") / plan.name
     with joined(device, plan.parallel.expert_parallel) as ranks:
         quiet = as_json or ranks.index > 0
         if export is not None and ranks.size > 1:
             raise ConfigError("--export is for one process: start it without torchrun", param="export")
-        trainer, held = open_run(plan, folder, device=ranks.device, ranks=ranks, watch=_quiet if quiet else _watched)
+        with nullcontext(_quiet) if quiet else reading_progress() as watch:
+            trainer, held = open_run(plan, folder, device=ranks.device, ranks=ranks, watch=watch)
         resumed = trainer.resume()
         if export is not None:
             if not resumed:
@@ -75,11 +90,12 @@ def run(
             return
         if resumed and not quiet:
             typer.echo(f"resumed at {trainer.tokens:,} tokens (step {trainer.step:,})")
-        seconds = None if max_minutes is None else 60 * max_minutes
         if quiet:  # of several ranks, `run` reports on the first alone
             trainer.run(held, max_seconds=seconds, report=lambda entry: typer.echo(json.dumps(entry)))
         else:
-            _run_with_progress(trainer, held, seconds)
+            with run_progress() as progress:
+                report = reporter(progress, trainer.total_tokens, trainer.tokens)
+                trainer.run(held, max_seconds=seconds, report=report)
 
 
 @app.command()
@@ -127,6 +143,7 @@ def tokenizer(
 
     Exit codes: 0 written; 2 the files are wrong, or give fewer tokens than asked.
     """
+    from openk2.cli.train_progress import reading_progress
     from openk2.errors import ConfigError
     from openk2.training.bpe import MERGES, train_ranks
     from openk2.training.files import collect_texts, expand_paths
@@ -136,7 +153,8 @@ def tokenizer(
         raise ConfigError(f"--merges must be {' or '.join(MERGES)}, not {merges!r}")
     if (output / RANKS).exists():
         raise ConfigError(f"{output} holds a vocabulary already; checkpoints may depend on it: choose another --output")
-    documents = collect_texts(_watched(expand_paths(files)), text_field)
+    with reading_progress() as watch:
+        documents = collect_texts(watch(expand_paths(files)), text_field)
     texts = (documents.read(i).text for i in range(len(documents)))
     ranks = train_ranks(texts, vocab_size - SPECIAL_SLOTS, allow=MERGES[merges])
     if (found := len(ranks) + SPECIAL_SLOTS) < vocab_size:
@@ -178,37 +196,3 @@ def write_text(path: Path, text: str) -> None:
 
 def _quiet(paths: list[Path]) -> Iterable[Path]:
     return paths
-
-
-def _watched(paths: list[Path]) -> Iterable[Path]:
-    from rich.progress import track
-
-    return track(paths, "reading data", transient=True)
-
-
-def _run_with_progress(trainer: Any, held: Any, max_seconds: float | None) -> None:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (
-        TextColumn("{task.completed:,.0f}/{task.total:,.0f} tokens"),
-        BarColumn(),
-        TextColumn("{task.fields[line]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns) as progress:
-        task = progress.add_task("train", total=trainer.total_tokens, completed=trainer.tokens, line="")
-
-        def report(entry: dict[str, Any]) -> None:
-            if "loss" in entry:
-                first = f"reward {entry['reward']:.3f}" if "reward" in entry else f"loss {entry['loss']:.3f}"
-                line = f"{first}  {entry['tokens_per_second']:,.0f} tok/s"
-                progress.update(task, completed=entry["tokens"], line=line)
-                return
-            calls = f", whole calls right {entry['held_exact_calls']:.1%}" if entry["held_exact_turns"] else ""
-            progress.console.print(
-                f"{entry['tokens']:>12,} tokens: held-out loss {entry['held_loss']:.4f}, tokens right "
-                f"{entry['held_token_accuracy']:.1%}{calls}"
-            )
-
-        trainer.run(held, max_seconds=max_seconds, report=report)

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openk2.checkpoint import load_config
-from openk2.errors import CheckpointError, ConfigError, TrainingError
+from openk2.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from openk2.evals.lines import LineFile
 from openk2.training.balance import imbalance, update_router_bias_
 from openk2.training.data import Conversation
@@ -90,7 +90,7 @@ class Trainer:
     def train_step(self) -> dict[str, Any]:
         """One step: forward and backward of its batches, MuonClip, load balance. Returns the step's record.
 
-        Raises TrainingError when the loss or a gradient is no finite number; the weights are as before the step then.
+        Raises DivergedError when the loss or a gradient is no finite number; the weights are as before the step then.
         """
         started = time.perf_counter()
         recipe = self.recipe
@@ -134,7 +134,7 @@ class Trainer:
     def _update(self, loss: float, max_logits: Tensor, load: Tensor) -> dict[str, Any]:
         """MuonClip's step by the gradients that were added up, QK-Clip, load balance; their part of the record.
 
-        Raises TrainingError, before anything is changed, when `loss` or a gradient is no finite number.
+        Raises DivergedError, before anything is changed, when `loss` or a gradient is no finite number.
         """
         recipe, model = self.recipe, self.model
         norm = clip_grad_norm_(model.parameters(), recipe.optimizer.max_grad_norm, self.ranks)
@@ -195,7 +195,7 @@ class Trainer:
         self.optimizer.zero_grad()
         state = self.folder / STATE_FILE
         kept = f"the last state, {state}, is intact" if state.exists() else "no state was written yet"
-        raise TrainingError(
+        raise DivergedError(
             f"step {self.step + 1} at {self.tokens:,} tokens: the loss is {loss:.4g}, the gradient's norm {norm:.4g} "
             f"(learning rate {self.recipe.optimizer.lr * scale:.3g}, largest attention logit {max_logit:.3g}); "
             f"{kept}. Lower optimizer.lr, or look at the data of this step"

@@ -78,7 +78,7 @@ class RLTrainer(Trainer):
     def train_step(self) -> dict[str, Any]:
         """One step. Returns its record: see docs/training.md for the fields.
 
-        Raises TrainingError as `Trainer` does, and when the engine fails; DataError when prompts run out.
+        Raises DivergedError as `Trainer` does, TrainingError when the engine fails; DataError when prompts run out.
         """
         started = time.perf_counter()
         stage, temperature = self.recipe.stage(self.tokens), self.temperature
