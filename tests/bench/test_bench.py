@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from openk2.bench import Case, MachineLimits, make_cases, run
+from openk2.bench.limits import measure_disk
 from openk2.cli.bench import command
 from openk2.config import preset
 from openk2.errors import ConfigError
@@ -72,6 +74,19 @@ def test_every_case_is_measured(quantization: str | None) -> None:
     assert done.formats == f"{quantization or 'bf16'} packed" and done.resident_bytes > 50 << 20
 
 
+def test_a_mode_reads_fewer_experts() -> None:
+    shown = CliRunner().invoke(app, ["k2-nano", *SMALL, "--mode", "reflex", "--json"])
+    prefill, alone, together = json.loads(shown.stdout)["results"]
+    assert prefill["experts_per_token"] is None and all(3 <= one["experts_per_token"] <= 5 for one in (alone, together))
+    full, reflex = (
+        run(Source.find("k2-nano"), make_cases([], [16], [], window=4096), LIMITS, mode=mode, rounds=1).results[0]
+        for mode in (None, "reflex")
+    )
+    assert full.limit_tokens_per_s < reflex.limit_tokens_per_s
+    wrong = CliRunner().invoke(app, ["k2-nano", *SMALL, "--mode", "fast"])
+    assert isinstance(wrong.exception, ConfigError) and "reflex, deliberative, auto" in str(wrong.exception)
+
+
 def test_table_json_and_errors() -> None:
     shown = CliRunner().invoke(app, ["k2-nano", *SMALL])
     assert shown.exit_code == 0 and "decode at 16, 3 together" in shown.stdout and "GB/s" in shown.stdout
@@ -82,3 +97,11 @@ def test_table_json_and_errors() -> None:
     assert isinstance(plotless.exception, ConfigError) and "give --depth" in str(plotless.exception)
     wrong = CliRunner().invoke(app, ["k2-nano", "--prefill", "a lot"])
     assert wrong.exit_code != 0 and isinstance(wrong.exception, ConfigError)
+
+
+def test_the_disk_is_measured_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("openk2.bench.limits._FILE_BYTES", 1 << 23)
+    assert measure_disk(tmp_path) > 0
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError):
+        measure_disk(tmp_path / "missing")

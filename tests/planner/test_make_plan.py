@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from openk2.errors import ConfigError
 from openk2.planner import Hardware, Load, Parallelism, Plan, read_hardware
+from openk2.planner.hardware import with_memory
 from openk2.planner.make_plan import layouts, make_plan
 from openk2.planner.read_model import read_model
 
@@ -142,3 +144,59 @@ def test_a_name_with_blanks_is_found(tmp_path: Path) -> None:
     (tmp_path / "cards.toml").write_text(CARD)
     for name in ("2x my card", "2xMy-Card"):
         assert str(read_hardware(name, file=tmp_path / "cards.toml")) == "2 x My Card"
+
+
+# experts on disk
+
+
+def streamed(memory_gb: int, quantization: str = "int4", model: str = "moonlight", **changes: float) -> Plan:
+    hardware = read_hardware(f"CPU-2ch-DDR5-5600-{memory_gb}GB")
+    hardware = replace(hardware, device=replace(hardware.device, **changes))  # type: ignore[arg-type]
+    load = Load(context_tokens=4096, prompt_tokens=1000, output_tokens=1000)
+    return make_plan(read_model(model), hardware, load, quantization=quantization)
+
+
+def test_what_does_not_fit_a_processors_memory_is_read_from_disk() -> None:
+    made, whole = streamed(8), streamed(32)
+    assert whole.memory.disk_experts_fraction == 0 and whole.speed is not None and whole.speed.decode.disk_s == 0
+    assert made.refusal is None and made.speed is not None
+    share = made.memory.disk_experts_fraction
+    assert 0 < share < 1
+    assert made.memory.needed_bytes == made.memory.device_bytes, "the hot experts take what is left"
+    routed = 11_227_664_896 - sum(
+        t.bytes for t in whole.memory.terms if t.name.startswith("weights") and "routed" not in t.name
+    )
+    assert made.speed.decode.disk_s == pytest.approx(share * routed * 6 / 64 / 7e9, rel=1e-3), "6 of 64, at 7 GB/s"
+    assert any("7.0 GB/s" in line for line in made.assumptions)
+
+
+def test_more_memory_is_never_slower_until_all_fits() -> None:
+    rates = [made.speed.decode_tokens_per_s for gb in (6, 8, 10, 12, 14, 24) if (made := streamed(gb)).speed]
+    assert len(rates) == 6 and rates == sorted(rates)
+
+
+def test_what_cannot_hold_one_tokens_experts_is_refused_with_the_bytes() -> None:
+    made = streamed(4)
+    assert made.refusal is not None and made.speed is None and made.largest_context_tokens == 0
+    assert f"{made.memory.needed_bytes:,}" in made.advice[0]
+    enough = read_hardware("CPU-2ch-DDR5-5600-4GB")
+    # a share of the memory is kept free, so the advice is tried with the same reserve
+    reserve = enough.device.memory_bytes * (1 - enough.device.usable_fraction)
+    grown = made.memory.needed_bytes - reserve
+    fits = streamed(4, memory_bytes=int(grown / enough.device.usable_fraction) + 10)
+    assert fits.refusal is None
+
+
+@pytest.mark.parametrize(
+    ("change", "quantization", "model"),
+    [({"disk_bytes_per_s": 0.0}, "int4", "moonlight"), ({}, "fp8", "k2-0905"), ({}, "int4", "glm-4.5")],
+)
+def test_only_what_the_engine_can_stream_is_planned_so(change: dict[str, float], quantization: str, model: str) -> None:
+    made = streamed(8, quantization, model, **change)
+    assert made.refusal is not None and made.memory.disk_experts_fraction == 0
+
+
+def test_memory_is_capped_and_never_grown() -> None:
+    hardware = read_hardware("CPU-2ch-DDR5-5600-8GB")
+    assert with_memory(hardware, 4 << 30).device.memory_bytes == 4 << 30
+    assert with_memory(hardware, 1 << 50) == hardware

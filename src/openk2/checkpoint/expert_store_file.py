@@ -29,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openk2.checkpoint.direct_read import forget, open_direct
 from openk2.checkpoint.packed_header import PAGE, begin_of_file, data_begin, read_header, whole_pages
 from openk2.errors import CheckpointError
 from openk2.quant import PackedLayout
@@ -122,7 +123,7 @@ def write_experts(path: Path, source: str, shape: ExpertShape) -> Iterator[Exper
             file.write(begin_of_file(MAGIC, header))
             file.flush()
             os.fsync(file.fileno())
-            _forget(file.fileno(), 0, needed)
+            forget(file.fileno(), 0, needed)
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -138,7 +139,7 @@ class ExpertFile:
         self._begin, self._crc32 = _read_header(path, source, shape)
         if path.stat().st_size != self._begin + shape.count * shape.record_bytes:
             raise refused(path, "cut short")
-        self._fd, self.is_direct = _open(path)
+        self._fd, self.is_direct = open_direct(path)
         weakref.finalize(self, os.close, self._fd)
         self._checked = bytearray(shape.count)
         gate_up, down = 2 * shape.gate_up(1).matrix_bytes, shape.down(1).matrix_bytes
@@ -171,7 +172,7 @@ class ExpertFile:
         if os.preadv(self._fd, into, at) != size:
             raise refused(self.path, "cut short")
         if not self.is_direct:
-            _forget(self._fd, at, size)
+            forget(self._fd, at, size)
 
     def _page(self) -> mmap.mmap:
         """A thread's own memory for records that do not fit into a stack as they are read."""
@@ -209,26 +210,6 @@ def _read_header(path: Path, source: str, shape: ExpertShape) -> tuple[int, list
         raise refused(path, "made from other weights or formats")
     digits = facts["crc32"]
     return begin, [int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)]
-
-
-def _open(path: Path) -> tuple[int, bool]:
-    """A descriptor, and whether it reads past the page cache: not every file system can."""
-    direct = getattr(os, "O_DIRECT", 0)
-    if direct:
-        with suppress(OSError):
-            fd = os.open(path, os.O_RDONLY | direct)
-            try:
-                os.preadv(fd, [mmap.mmap(-1, PAGE)], 0)
-                return fd, True
-            except OSError:
-                os.close(fd)
-    return os.open(path, os.O_RDONLY), False
-
-
-def _forget(fd: int, at: int, size: int) -> None:
-    """Let the page cache drop a part of a file; where there is no such call, it stays as long as nobody needs room."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, at, size, os.POSIX_FADV_DONTNEED)
 
 
 def _remove_abandoned(path: Path) -> None:

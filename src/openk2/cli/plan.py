@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,9 @@ def command(
     ] = None,
     here: Annotated[bool, typer.Option("--here", help="This machine, measured now, in place of --hardware.")] = False,
     hardware_file: Annotated[Path | None, typer.Option(help="TOML with devices of your own.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Of each device, such as 8GiB, in place of all that it has.")
+    ] = None,
     context: Annotated[str, typer.Option(help="Longest request in tokens, such as 128k.")] = "32k",
     quantization: Annotated[str | None, typer.Option(help="bf16, fp8, int8, int4, awq, gptq, q4_k_m ...")] = None,
     cache: Annotated[str, typer.Option(help="Numbers of the cache: bf16, fp8, fp8_ds_mla, f32.")] = "bf16",
@@ -45,14 +49,18 @@ def command(
     """
     from dataclasses import asdict, replace
 
+    from openk2.config import read_bytes
     from openk2.errors import ConfigError
     from openk2.planner import Load, read_hardware, read_load, read_tokens
     from openk2.planner.cost import PRICE_FILE, prices
+    from openk2.planner.hardware import with_memory
     from openk2.planner.make_plan import make_plan
 
     if here and hardware is not None:
         raise ConfigError("--here measures this machine: leave --hardware out", param="hardware")
     machine = _measured() if here else read_hardware(hardware or "16xH200", file=hardware_file)
+    if memory is not None:
+        machine = with_memory(machine, read_bytes(memory, param="memory"))
     tokens = read_tokens(context)
     if load:
         wanted = read_load(load, context_tokens=tokens)
@@ -108,10 +116,15 @@ def _shape(model: str) -> ModelShape:
 
 def _measured() -> Hardware:
     """This machine's processors by their measured limits, with what openk2's own engine is assumed to reach of them."""
-    from openk2.bench.limits import measure_limits
+    from openk2.bench.limits import measure_disk, measure_limits
+    from openk2.llm.source import default_packed_folder
     from openk2.planner.hardware import OPENK2_CPU_EFFICIENCY, Hardware
 
-    return Hardware(device=measure_limits().as_device(), efficiency=OPENK2_CPU_EFFICIENCY)
+    disk, folder = 0.0, default_packed_folder()
+    with suppress(OSError):  # nowhere to keep packed experts: none are left on disk then
+        folder.mkdir(parents=True, exist_ok=True)
+        disk = measure_disk(folder)
+    return Hardware(device=measure_limits().as_device(disk), efficiency=OPENK2_CPU_EFFICIENCY)
 
 
 PRICE_KEYS = ("hour", "in", "out", "cached")

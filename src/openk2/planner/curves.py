@@ -123,6 +123,7 @@ def speed_over_batch(plan: Plan) -> Figure:
             plan.hardware,
             plan.parallelism,
             replace(plan.load, batch=batch),
+            plan.memory.disk_experts_fraction,
         )
         for batch in batches
     ]

@@ -253,3 +253,9 @@ def _read(file: Path) -> str:
 def with_network(hardware: Hardware, bytes_per_s: float) -> Hardware:
     """The same with another network between nodes, bytes per second and device."""
     return replace(hardware, device=replace(hardware.device, network_bytes_per_s=bytes_per_s))
+
+
+def with_memory(hardware: Hardware, memory_bytes: int) -> Hardware:
+    """The same of whose memory each device may use so much, at most what it has."""
+    device = hardware.device
+    return replace(hardware, device=replace(device, memory_bytes=min(memory_bytes, device.memory_bytes)))

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from openk2.errors import ConfigError
+from openk2.planner.formats import Scheme
 from openk2.planner.formats import scheme as find_scheme
 from openk2.planner.hardware import Hardware
 from openk2.planner.load import Load
-from openk2.planner.memory import plan_memory, tokens_that_fit
+from openk2.planner.memory import least_expert_bytes, plan_memory, tokens_that_fit, with_experts_on_disk
 from openk2.planner.parallel import Parallelism, check_parallelism
 from openk2.planner.plan import Plan, Refusal
 from openk2.planner.roofline import plan_speed
-from openk2.planner.shape import ModelShape
+from openk2.planner.shape import LatentAttention, ModelShape
 
 
 def layouts(shape: ModelShape, num_devices: int) -> list[Parallelism]:
@@ -66,12 +67,34 @@ def make_plan(
     return max(plans, key=lambda plan: (plan.largest_context_tokens, -plan.memory.missing_bytes))
 
 
+_STREAMED = (
+    "routed experts on disk, as openk2 keeps them with --memory: read at {:.1f} GB/s before they are used, in memory "
+    "as often as if routing were even"
+)
+
+
+_PACKED = ("bf16", "int8", "int4")
+"""What openk2 packs for its kernels."""
+
+
+def can_stream_experts(shape: ModelShape, hardware: Hardware, scheme: Scheme) -> bool:
+    """Whether openk2's engine can leave routed experts on this hardware's disk: processors of one machine, a model of
+    the K2 family, and a format that it packs."""
+    device = hardware.device
+    is_one_machine = device.kind == "cpu" and hardware.num_devices == 1 and device.disk_bytes_per_s > 0
+    is_ours = isinstance(shape.attention, LatentAttention) and shape.num_experts > 0
+    return is_one_machine and is_ours and scheme.name in _PACKED
+
+
 def _plan(
     shape: ModelShape, hardware: Hardware, load: Load, quantization: str, cache_format: str, layout: Parallelism
 ) -> Plan:
     scheme = find_scheme(quantization)
     memory = plan_memory(shape, scheme, cache_format, hardware.device, layout, load)
-    room = tokens_that_fit(memory)
+    streams = memory.missing_bytes > 0 and can_stream_experts(shape, hardware, scheme)
+    if streams:
+        memory = with_experts_on_disk(memory, shape, scheme)
+    room = tokens_that_fit(memory, least_expert_bytes(shape, scheme) if streams else None)
     plan = Plan(
         model=shape,
         quantization=scheme.name,
@@ -87,6 +110,7 @@ def _plan(
             f"peaks: {hardware.device.source} ({hardware.device.read_on})",
             f"reached of them: {hardware.efficiency.bandwidth_fraction:.0%} of bandwidth, "
             f"{hardware.efficiency.flops_fraction:.0%} of arithmetic; {hardware.efficiency.source}",
+            *((_STREAMED.format(hardware.device.disk_bytes_per_s / 1e9),) if streams else ()),
         ),
     )
     if memory.missing_bytes:
@@ -97,11 +121,13 @@ def _plan(
             missing_total_bytes=missing * hardware.num_devices,
         )
         return replace(plan, refusal=refusal, advice=_room_advice(plan))
-    speed = plan_speed(shape, scheme, cache_format, hardware, layout, load)
+    speed = plan_speed(shape, scheme, cache_format, hardware, layout, load, memory.disk_experts_fraction)
     return replace(plan, speed=speed, advice=(SPEED_ADVICE[speed.decode.binds],))
 
 
 def _room_advice(plan: Plan) -> tuple[str, ...]:
+    if plan.memory.disk_experts_fraction and plan.largest_context_tokens < 1:
+        return (f"give it at least {plan.memory.needed_bytes:,} bytes of memory, or a smaller --context",)
     if plan.largest_batch >= 1:
         return (f"lower the batch to {plan.largest_batch}: --load batch={plan.largest_batch}",)
     if plan.largest_context_tokens >= 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import ceil, floor
 
 from openk2.planner.formats import Scheme, cache_bytes_per_token, weights_bytes
@@ -14,8 +15,14 @@ from openk2.planner.parallel import (
     replicated_weights_bytes,
 )
 from openk2.planner.plan import Memory, MemoryTerm
-from openk2.planner.shape import ModelShape
+from openk2.planner.shape import Kind, ModelShape
 
+
+def _term(kind: Kind) -> str:
+    return f"weights: {kind}"
+
+
+ROUTED_TERM = _term(Kind.ROUTED_EXPERTS)
 PREFILL_CHUNK_TOKENS = 8192
 """Prompt tokens of one step; vLLM's `--max-num-batched-tokens` in the official guide."""
 
@@ -39,8 +46,7 @@ def plan_memory(
     on_device = device_cache_bytes_per_token(per_token, shape, layout)
     requests = ceil(load.batch / layout.dp_size)
     terms = [
-        MemoryTerm(name=f"weights: {kind}", bytes=size, formula=f"{scheme.name}, {layout}")
-        for kind, size in weights.items()
+        MemoryTerm(name=_term(kind), bytes=size, formula=f"{scheme.name}, {layout}") for kind, size in weights.items()
     ]
     terms += [
         MemoryTerm(
@@ -70,7 +76,38 @@ def plan_memory(
     )
 
 
-def tokens_that_fit(memory: Memory) -> int:
-    """Cache tokens for which the fullest device has room beside its other terms."""
-    others = memory.needed_bytes - next(term.bytes for term in memory.terms if term.name == "cache")
+def tokens_that_fit(memory: Memory, expert_bytes: int | None = None) -> int:
+    """Cache tokens for which the fullest device has room beside its other terms; with `expert_bytes`, beside so many
+    bytes of routed experts in memory."""
+    others = sum(
+        expert_bytes if expert_bytes is not None and term.name == ROUTED_TERM else term.bytes
+        for term in memory.terms
+        if term.name != "cache"
+    )
     return max(0, floor((memory.device_bytes - others) / memory.device_cache_bytes_per_token))
+
+
+def _routed_bytes(shape: ModelShape, scheme: Scheme) -> int:
+    return device_weights_bytes_by_kind(shape, scheme, Parallelism())[Kind.ROUTED_EXPERTS]
+
+
+def least_expert_bytes(shape: ModelShape, scheme: Scheme) -> int:
+    """The routed experts without which openk2's engine cannot compute one token: those of one layer's choice, and one
+    that is fetched ahead (`checkpoint/expert_store.py`)."""
+    one = _routed_bytes(shape, scheme) / (shape.num_experts * shape.num_moe_layers)
+    return ceil((shape.num_experts_per_token + 1) * one)
+
+
+def with_experts_on_disk(memory: Memory, shape: ModelShape, scheme: Scheme) -> Memory:
+    """The same on one device whose routed experts stay on disk: what is left of its memory holds the hot ones, never
+    less than `least_expert_bytes`."""
+    whole = _routed_bytes(shape, scheme)
+    left = memory.device_bytes - (memory.needed_bytes - whole)
+    held = min(whole, max(left, least_expert_bytes(shape, scheme)))
+    terms = tuple(
+        replace(term, bytes=held, formula=f"{held / whole:.0%} in memory, the rest of {whole:,} bytes on disk")
+        if term.name == ROUTED_TERM
+        else term
+        for term in memory.terms
+    )
+    return replace(memory, terms=terms, disk_experts_fraction=1 - held / whole)

@@ -43,10 +43,13 @@ def step_time(
     tokens: float,
     context_tokens: float,
     is_prefill: bool,
+    disk_experts_fraction: float = 0.0,
 ) -> TimeTerms:
     """Seconds of one step: `tokens` tokens of each replica, each seeing `context_tokens`.
 
     In decode every token is another request's, and reads its own cache; in prefill all are one request's.
+    `disk_experts_fraction`: of the routed experts that are called, so many are read from disk first. That is the share
+    that is not in memory, if routing is even; a cache of hot experts does better when it is not.
     """
     device, gain = hardware.device, hardware.efficiency
     weights = device_weights_bytes_by_kind(shape, scheme, layout)
@@ -56,6 +59,7 @@ def step_time(
         for kind, size in weights.items()
         if kind is not Kind.EMBEDDING  # a lookup
     )
+    called = share * weights.get(Kind.ROUTED_EXPERTS, 0)
     bandwidth = device.bandwidth_bytes_per_s * gain.bandwidth_fraction
     cached = float(device_cache_bytes_per_token(cache_bytes_per_token(shape, cache_format), shape, layout))
     readers = 1 if is_prefill else tokens
@@ -72,7 +76,7 @@ def step_time(
         cache_s=stages * readers * context_tokens * cached / bandwidth,
         arithmetic_s=flops / layout.tp_size / rate,
         interconnect_s=interconnect_time(shape, hardware, layout, tokens),
-        disk_s=0.0,
+        disk_s=called * disk_experts_fraction / device.disk_bytes_per_s if disk_experts_fraction else 0.0,
         overhead_s=gain.overhead_s_per_step + shape.num_layers * gain.overhead_s_per_layer,
     )
 
@@ -103,9 +107,18 @@ def interconnect_time(shape: ModelShape, hardware: Hardware, layout: Parallelism
 
 
 def plan_speed(
-    shape: ModelShape, scheme: Scheme, cache_format: str, hardware: Hardware, layout: Parallelism, load: Load
+    shape: ModelShape,
+    scheme: Scheme,
+    cache_format: str,
+    hardware: Hardware,
+    layout: Parallelism,
+    load: Load,
+    disk_experts_fraction: float = 0.0,
 ) -> Speed:
-    """Decode of the load's batch in the middle of its answers, and prefill of its mean prompt."""
+    """Decode of the load's batch in the middle of its answers, and prefill of its mean prompt.
+
+    `disk_experts_fraction`: see `step_time`.
+    """
     per_replica = ceil(load.batch / layout.dp_size)
     decode = step_time(
         shape,
@@ -116,6 +129,7 @@ def plan_speed(
         tokens=per_replica,
         context_tokens=load.mean_context_tokens,
         is_prefill=False,
+        disk_experts_fraction=disk_experts_fraction,
     )
     prompt, seen = load.uncached_prompt_tokens, load.prompt_tokens - load.uncached_prompt_tokens
     chunks = [min(PREFILL_CHUNK_TOKENS, prompt - start) for start in range(0, prompt, PREFILL_CHUNK_TOKENS)]
@@ -131,6 +145,7 @@ def plan_speed(
                 tokens=chunk,
                 context_tokens=seen + chunk / 2,
                 is_prefill=True,
+                disk_experts_fraction=disk_experts_fraction,
             )
         )
         seen += chunk

@@ -61,7 +61,7 @@ def find_shortfall(
 
 
 def nearest_model(here: Here, context_tokens: int) -> Plan | None:
-    """The largest model of the K2 architecture that this machine's memory holds, in its finest format, with a context
+    """The largest model of the K2 architecture that this machine's memory holds whole, in its finest format, with a context
     as near to the wanted one as its window allows; None where not even the smallest fits."""
     for name in OWN_MODELS:
         shape = read_model(name)
@@ -69,7 +69,7 @@ def nearest_model(here: Here, context_tokens: int) -> Plan | None:
         for form in OWN_FORMATS:
             load = Load(context_tokens=context, prompt_tokens=1, output_tokens=1)
             plan = make_plan(shape, here.processor, load, quantization=form)
-            if plan.refusal is None:
+            if plan.refusal is None and not plan.memory.disk_experts_fraction:
                 return plan
     return None
 
