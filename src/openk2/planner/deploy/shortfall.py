@@ -61,8 +61,8 @@ def find_shortfall(
 
 
 def nearest_model(here: Here, context_tokens: int) -> Plan | None:
-    """The largest model of the K2 architecture that this machine's memory holds whole, in its finest format, with a context
-    as near to the wanted one as its window allows; None where not even the smallest fits."""
+    """The largest model of the K2 architecture that this machine's memory holds whole, in its finest format, with a
+    context as near to the wanted one as its window allows; None where not even the smallest fits."""
     for name in OWN_MODELS:
         shape = read_model(name)
         context = min(context_tokens, shape.max_context_tokens)
