@@ -20,6 +20,7 @@ from openk2.agent.printable import one_line, printable
 from openk2.chat.scripted import ScriptedCall, ScriptedProvider, ScriptedTurn
 from openk2.cli import agent as agent_verb
 from openk2.cli.main import app, describe
+from openk2.config import SamplingParams
 from openk2.errors import OverloadedError
 
 Serve = Callable[[ScriptedProvider], str]
@@ -233,7 +234,7 @@ def talk(provider: ScriptedProvider) -> None:
     from openk2.cli.chat import _talk
 
     with asyncio.Runner() as loop:
-        _talk(provider, loop)
+        _talk(provider, loop, SamplingParams())
 
 
 def test_chat_keeps_the_conversation(typed: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

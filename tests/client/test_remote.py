@@ -85,7 +85,9 @@ async def test_everything_of_a_request_is_sent(endpoint: Any, streamed: Any) -> 
     assert body["parallel_tool_calls"] is False
     sent = {"max_tokens": 5, "temperature": 0, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "seed": 0, "stop": ["x"]}
     assert sent | {"ignore_eos": True, "topk": 4} == {key: body[key] for key in (*sent, "ignore_eos", "topk")}
-    assert "Authorization" not in endpoint.headers[0]
+    assert "mode" not in body and "Authorization" not in endpoint.headers[0]
+    await complete(RemoteProvider(endpoint.url, "m"), ChatRequest(messages, sampling=SamplingParams(mode="auto")))
+    assert endpoint.asked[-1]["mode"] == "auto"
 
 
 async def test_the_model_is_discovered_once(endpoint: Any, streamed: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openk2 import ops
-from openk2.ops import reference, row_attention, row_experts, row_pointwise, row_tiles, single_rows
+from openk2.ops import ExpertBudgets, reference, row_attention, row_experts, row_pointwise, row_tiles, single_rows
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
@@ -82,18 +82,37 @@ def test_silu_mul(dtype: torch.dtype) -> None:
 )
 def test_route(func: str, method: str, groups: int) -> None:
     logits, bias = rand(61, 24, dtype=torch.float32), rand(24, dtype=torch.float32, seed=1, scale=0.1)
-    budget = torch.arange(61) % 5 + 1
+    least = torch.arange(61) % 5 + 1
+    budgets = ExpertBudgets(least, torch.full_like(least, 5), rand(61, dtype=torch.float64, seed=2).sigmoid())
     settings = dict(topk=5, scoring_func=func, topk_method=method, n_group=groups, topk_group=max(1, groups // 2))
     settings |= dict(norm_topk_prob=True, routed_scaling_factor=2.5)
     correction = bias if method == "noaux_tc" else None
-    ids, weights = ops.route(logits, correction, budget_T=budget, **settings)
-    expected_ids, expected_weights = reference.route(logits, correction, budget_T=budget, **settings)
+    ids, weights = ops.route(logits, correction, budgets=budgets, **settings)
+    expected_ids, expected_weights = reference.route(logits, correction, budgets=budgets, **settings)
     assert torch.equal(ids, expected_ids)
     assert_close(weights, expected_weights)
     for start, end in [(0, 1), (13, 14), (20, 29)]:
-        some = ops.route(logits[start:end], correction, budget_T=budget[start:end], **settings)
+        some = ops.route(logits[start:end], correction, budgets=budgets.part(slice(start, end)), **settings)
         assert torch.equal(some[0], ids[start:end])
         assert torch.equal(some[1], weights[start:end])
+
+
+def test_budgets_are_kept_by_hand() -> None:
+    """Scores 4, 3, 2, 1 tenths, in their order: the share of the first is 0.4, of two 0.7, of three 0.9."""
+    scores = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    settings = dict(topk=4, scoring_func="sigmoid", topk_method="greedy", n_group=1, topk_group=1)
+    settings |= dict(norm_topk_prob=True, routed_scaling_factor=2.0)
+    cases = [(1, 4, 0.35, 1), (1, 4, 0.5, 2), (3, 4, 0.5, 3), (1, 2, 1.0, 2), (1, 4, 1.0, 4), (1, 4, 0.0, 1)]
+    least, most, mass, wanted = (torch.tensor(column) for column in zip(*cases, strict=True))
+    logits = scores.logit().expand(len(cases), 4)
+    _, full = reference.route(logits, None, **settings)
+    ids, weights = reference.route(logits, None, budgets=ExpertBudgets(least, most, mass.double()), **settings)
+    assert ids.tolist() == [[0, 1, 2, 3]] * len(cases)
+    assert ((weights != 0).sum(-1)).tolist() == wanted.tolist()
+    assert torch.allclose(weights.norm(dim=-1), full.norm(dim=-1))
+    for row, of_full, count in zip(weights, full, wanted.tolist(), strict=True):
+        assert torch.allclose(row[:count] / row[0], of_full[:count] / of_full[0])
+    assert torch.equal(weights[4], full[4])
 
 
 @DTYPES

@@ -57,6 +57,7 @@ WRONG: list[tuple[str, dict]] = [
     ("max_tokens", {"max_tokens": None}),
     ("max_tokens", {"max_tokens": 0}),
     ("max_tokens", {"max_tokens": "10"}),
+    ("mode", {"mode": ""}),
     ("model", {"model": 3}),
     ("messages", {"messages": None}),
     ("messages", {"messages": []}),

@@ -58,6 +58,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         {"tools": [TOOL], "tool_choice": {"type": "function", "function": {"name": "f"}}},
         {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": "object"}}}},
         {"stream": True, "stream_options": {"include_usage": True}, "max_tokens": None, "user": "someone"},
+        {"mode": "reflex"},
     ],
 )
 def test_what_the_server_takes_is_valid(more: dict[str, Any]) -> None:
@@ -76,6 +77,7 @@ def test_what_the_server_takes_is_valid(more: dict[str, Any]) -> None:
         {"stop": list("abcde")},
         {"messages": []},
         {"max_tokens": 0},
+        {"mode": "fast"},
     ],
 )
 def test_what_it_refuses_is_not(more: dict[str, Any]) -> None:

@@ -117,6 +117,8 @@ WRONG: list[tuple[str | None, dict]] = [
     ("min_tokens", {"min_tokens": -1}),
     ("min_tokens", {"min_tokens": 6, "max_tokens": 5}),
     ("stop_token_ids", {"stop_token_ids": 5}),
+    ("mode", {"mode": "fast"}),
+    ("mode", {"mode": 3}),
     ("stop_token_ids[1]", {"stop_token_ids": [5, -1]}),
     ("include_stop_str_in_output", {"include_stop_str_in_output": True}),
     ("chat_template_kwargs", {"chat_template_kwargs": ["thinking"]}),

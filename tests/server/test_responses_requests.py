@@ -68,6 +68,7 @@ WRONG: list[tuple[str, dict]] = [
     ("input[0].id", {"input": [{"type": "item_reference", "id": "msg_1"}]}),
     ("previous_response_id", {"previous_response_id": "resp_1"}),
     ("instructions", {"instructions": ["Be brief."]}),
+    ("mode", {"mode": "Reflex"}),
     ("tools[0].type", {"tools": [{"name": "f"}]}),
     ("tools[0].name", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
     ("tools[0].name", {"tools": [tool("no spaces")]}),

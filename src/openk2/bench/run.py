@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from openk2.bench.cases import Case
 from openk2.bench.limits import MachineLimits
 from openk2.checkpoint import Checkpoint, Quantization
-from openk2.config import SamplingParams
+from openk2.config import Mode, SamplingParams
 from openk2.engine import Engine, EngineConfig, EngineRequest
 from openk2.engine.memory_plan import resident_bytes
 from openk2.llm.source import Source, load_engine, serving_quantization
@@ -33,6 +33,8 @@ class CaseResult:
     fastest: float
     seconds: float
     """The median's: of the whole prompt (the time to the first token), or of one decode step."""
+    experts_per_token: float | None
+    """In each layer, on the mean: of a decode case in a mode with fewer than the trained number."""
     limit: TimeTerms
     """By roofline, at the machine's measured bandwidth and float32 arithmetic."""
 
@@ -76,13 +78,14 @@ def run(
     quantization: str | None = None,
     packed_folder: Path | None = None,
     memory: int | None = None,
+    mode: Mode | None = None,
     rounds: int = 3,
     on_round: Callable[[], None] = lambda: None,
 ) -> Bench:
     """Every case `rounds` times after a round to warm up; `on_round` is called after each of them.
 
-    `packed_folder` and `memory` as in `LLM`. Raises as loading does, and ConfigError for a cache that memory cannot
-    hold.
+    `packed_folder` and `memory` as in `LLM`; `mode`: of the decoded tokens. Raises as loading does, and ConfigError for
+    a cache that memory cannot hold.
     """
     started = time.perf_counter()
     formats = _formats(source, quantization)
@@ -98,15 +101,20 @@ def run(
     for case in cases:
         prompts = _prompts(case, source.config.vocab_size, generator)
         seconds = []
+        before = engine.stats().experts_taken
         for number in range(rounds + 1):
             if case.kind == "prefill":  # one that the prefix cache does not hold
                 prompts = _prompts(case, source.config.vocab_size, generator)
-            spent = _time(engine, prompts, case)
+            spent = _time(engine, prompts, case, mode)
             if number:
                 seconds.append(spent)
             on_round()
         tokens = case.context if case.kind == "prefill" else case.batch
         median = statistics.median(seconds)
+        experts = _mean_experts(before, engine.stats().experts_taken)
+        read = shape
+        if experts is not None:  # the roofline knows whole experts only
+            read = replace(shape, num_experts_per_token=round(experts))
         results.append(
             CaseResult(
                 case,
@@ -114,7 +122,8 @@ def run(
                 tokens / max(seconds),
                 tokens / min(seconds),
                 median,
-                case.limit(shape, stored, cache_format, limits.as_device()),
+                experts if mode is not None else None,
+                case.limit(read, stored, cache_format, limits.as_device()),
             )
         )
     return Bench(
@@ -142,10 +151,17 @@ def _prompts(case: Case, vocab_size: int, generator: torch.Generator) -> list[li
     return torch.randint(0, vocab_size, (case.batch, case.context), generator=generator).tolist()
 
 
-def _time(engine: Engine, prompts: Sequence[list[int]], case: Case) -> float:
+def _mean_experts(before: Sequence[int], after: Sequence[int]) -> float | None:
+    """Of the choices between two `EngineStats.experts_taken`; None where there are none."""
+    choices = [late - early for early, late in zip(before, after, strict=True)]
+    taken = sum(number * times for number, times in enumerate(choices))
+    return taken / sum(choices) if sum(choices) else None
+
+
+def _time(engine: Engine, prompts: Sequence[list[int]], case: Case, mode: Mode | None) -> float:
     """Seconds until the prompt's first token is there, or of one step in which every request got a token."""
     answer = case.answer_tokens
-    sampling = SamplingParams(temperature=0.0, max_tokens=answer)
+    sampling = SamplingParams(temperature=0.0, max_tokens=answer, mode=mode)
     given = {str(i): 0 for i in range(len(prompts))}
     for name, prompt in zip(given, prompts, strict=True):
         engine.add_request(EngineRequest(name, prompt, sampling))

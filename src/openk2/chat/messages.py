@@ -6,7 +6,7 @@ Wire formats (OpenAI, Anthropic) are converted to these at the edge; nothing ins
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -119,6 +119,26 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ExpertUse:
+    """Of an answer on fewer routed experts than the model was trained with."""
+
+    mode: str | None
+    """None: a number of experts was asked for."""
+    taken: int = 0
+    """Experts of all tokens and layers."""
+    choices: int = 0
+    """Tokens times layers with experts. An answer's last token goes through no layer."""
+
+    @property
+    def per_token(self) -> float | None:
+        """In each layer, on the mean; None for an answer of one token."""
+        return self.taken / self.choices if self.choices else None
+
+    def __add__(self, other: ExpertUse) -> ExpertUse:
+        return ExpertUse(self.mode, self.taken + other.taken, self.choices + other.choices)
+
+
+@dataclass(frozen=True)
 class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -126,9 +146,17 @@ class Usage:
     """Of the prompt's tokens, those whose cache entries were found."""
     reasoning_tokens: int = 0
     """Of the answer's tokens, those of thinking."""
+    experts: ExpertUse | None = None
+    """None: the trained number, or the provider does not tell."""
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.reasoning_tokens + other.reasoning_tokens,
+            self.experts + other.experts if self.experts and other.experts else self.experts or other.experts,
+        )
 
     @property
     def total_tokens(self) -> int:

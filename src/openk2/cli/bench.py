@@ -32,6 +32,9 @@ def command(
     prefill: Annotated[str, typer.Option(help="Prompt lengths.")] = "128,512,2k",
     depth: Annotated[str, typer.Option(help="Tokens before the decoded ones.")] = "16,1k",
     batch: Annotated[str, typer.Option(help="Requests that decode together, at the first depth.")] = "4,8",
+    mode: Annotated[
+        str | None, typer.Option(help="Experts per decoded token: reflex, auto or deliberative (all, the default).")
+    ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of each case, of which the median counts.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; default all.")] = None,
     plot: Annotated[
@@ -47,7 +50,7 @@ def command(
 
     from openk2.bench import make_cases, measure_limits, run
     from openk2.cli.progress import progress_bar
-    from openk2.config import read_bytes
+    from openk2.config import read_bytes, read_mode
     from openk2.llm.source import Source
 
     if threads is not None:
@@ -69,6 +72,7 @@ def command(
             quantization=quantization,
             packed_folder=packed_folder,
             memory=None if memory is None else read_bytes(memory, param="memory"),
+            mode=read_mode(mode),
             rounds=rounds,
             on_round=on_round,
         )
@@ -126,6 +130,9 @@ def _print(done: Bench) -> None:
     console.print(table)
     if done.experts is not None:
         _print_experts(console, done.experts)
+    for one in done.results:
+        if one.experts_per_token is not None:
+            console.print(f"{one.case.name}: {one.experts_per_token:.2f} experts per token and layer")
     console.print(
         f"Medians of {done.rounds} rounds. ms: to the first token of a prompt, or of a decode step. "
         "limit: by roofline, at the rates above.",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from openk2.chat.events import ChatEvent
     from openk2.chat.messages import Completion, Message
     from openk2.chat.provider import ChatProvider
+    from openk2.config import SamplingParams
 
 HELP = """\
 /new   forget the conversation and start a new one
@@ -39,6 +40,9 @@ def command(
     quantization: Annotated[
         str | None, typer.Option(help="int8, int4 or bf16: weights packed for the native CPU kernels.")
     ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Experts per generated token: reflex, auto or deliberative (all, the default).")
+    ] = None,
     memory: Annotated[
         str | None, typer.Option(help="What the process keeps to, such as 8GiB; experts that do not fit stay on disk.")
     ] = None,
@@ -55,21 +59,23 @@ def command(
 
     from openk2.chat.messages import Message
     from openk2.cli.provider import opened_provider
+    from openk2.config import SamplingParams, read_mode
 
+    sampling = SamplingParams(mode=read_mode(mode))
     try:
         with (
             opened_provider(model, base_url, quantization=quantization, memory=memory) as provider,
             asyncio.Runner() as runner,
         ):
             if prompt is not None:
-                runner.run(_reply(provider, [Message("user", prompt)]))
+                runner.run(_reply(provider, [Message("user", prompt)], sampling))
             else:
-                _talk(provider, runner)
+                _talk(provider, runner, sampling)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
 
-def _talk(provider: ChatProvider, runner: asyncio.Runner) -> None:
+def _talk(provider: ChatProvider, runner: asyncio.Runner, sampling: SamplingParams) -> None:
     """The interactive session: a failed or stopped answer leaves the conversation as it was before the question."""
     from openk2.chat.messages import Message
 
@@ -97,7 +103,7 @@ def _talk(provider: ChatProvider, runner: asyncio.Runner) -> None:
         elif text:
             asked = [*messages, Message("user", text)]
             try:
-                completion = runner.run(_reply(provider, asked))
+                completion = runner.run(_reply(provider, asked, sampling))
             except KeyboardInterrupt:
                 print("\n[stopped]")
             except OpenK2Error as error:
@@ -107,7 +113,7 @@ def _talk(provider: ChatProvider, runner: asyncio.Runner) -> None:
                 messages = [*asked, completion.message]
 
 
-async def _reply(provider: ChatProvider, messages: list[Message]) -> Completion:
+async def _reply(provider: ChatProvider, messages: list[Message], sampling: SamplingParams) -> Completion:
     """Print the answer as it comes; on a terminal also the thoughts before it, dimmed."""
     from openk2.agent.printable import printable
     from openk2.chat.events import Collector, ReasoningDelta, TextDelta
@@ -115,7 +121,7 @@ async def _reply(provider: ChatProvider, messages: list[Message]) -> Completion:
 
     collector = Collector()
     shows_thoughts, thinking = sys.stdout.isatty(), False
-    stream = cast("AsyncGenerator[ChatEvent, None]", provider.stream(ChatRequest(tuple(messages))))
+    stream = cast("AsyncGenerator[ChatEvent, None]", provider.stream(ChatRequest(tuple(messages), sampling=sampling)))
     try:
         async with aclosing(stream):
             async for event in stream:

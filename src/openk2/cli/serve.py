@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,9 @@ def command(
     ),
     override_generation_config: str | None = typer.Option(
         None, help="JSON of sampling settings for requests that say nothing, such as '{\"temperature\": 0.3}'."
+    ),
+    mode: str | None = typer.Option(
+        None, help="Experts per generated token where a request says nothing: reflex, auto or deliberative (all)."
     ),
     device: str = typer.Option("cpu", help="cpu or cuda."),
     quantization: str | None = typer.Option(
@@ -104,7 +108,7 @@ def command(
             param="tensor_parallel_size",
         )
 
-    from openk2.config import SamplingParams, read_bytes
+    from openk2.config import SamplingParams, read_bytes, read_mode
     from openk2.server.request_log import RequestSink, log_request
     from openk2.server.run import run_server
     from openk2.server.settings import ServerSettings, read_api_keys
@@ -129,16 +133,18 @@ def command(
         sinks.append(otlp_sink(otlp_traces_endpoint))
 
     promised = None if memory is None else read_bytes(memory, param="memory")
-    sampling_defaults = SamplingParams.from_generation_config(override_generation_config or "{}")
+    sampling_defaults = replace(
+        SamplingParams.from_generation_config(override_generation_config or "{}"), mode=read_mode(mode)
+    )
 
     if upstream:
         from openk2.cli.gateway import GatewayOptions, serve_gateway
 
-        local = (max_model_len, override_generation_config, quantization, memory)
+        local = (max_model_len, override_generation_config, mode, quantization, memory)
         if any(option is not None for option in local):
             raise ConfigError(
-                "--max-model-len, --override-generation-config, --quantization and --memory are for models that run "
-                "here, not upstream"
+                "--max-model-len, --override-generation-config, --mode, --quantization and --memory are for models "
+                "that run here, not upstream"
             )
         options = GatewayOptions.read(
             upstream,

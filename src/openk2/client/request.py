@@ -10,11 +10,11 @@ from openk2.chat.provider import ChatRequest
 from openk2.config.sampling import SamplingParams
 
 _SAMPLING = (
-    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "topk",
+    "max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "mode", "topk",
     "frequency_penalty", "presence_penalty", "repetition_penalty",
 )  # fmt: skip
-"""Sent as they are. top_k, min_p, repetition_penalty and topk, like stop_token_ids, min_tokens and ignore_eos, are
-beyond OpenAI's API; the engines for open models take them at the top level."""
+"""Sent as they are. top_k, min_p and repetition_penalty, like stop_token_ids, min_tokens and ignore_eos, are beyond
+OpenAI's API; the engines for open models take them at the top level. mode and topk are ours."""
 
 
 def request_body(request: ChatRequest, model: str) -> dict[str, Any]:

@@ -5,8 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from openk2.errors import ConfigError
+
 Mode = Literal["reflex", "deliberative", "auto"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+
+
+def read_mode(name: str | None) -> Mode | None:
+    """Raises ConfigError for what is no mode."""
+    for mode in MODES:
+        if name == mode:
+            return mode
+    if name is None:
+        return None
+    raise ConfigError(f"mode must be one of {', '.join(MODES)}, not {name!r}", param="mode")
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from openk2.chat.events import ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.lexers import Piece
-from openk2.chat.messages import FinishReason, Usage
+from openk2.chat.messages import ExpertUse, FinishReason, Usage
 from openk2.chat.parser import ReplyParser, Thought, TokenLexer
 from openk2.chat.stop_strings import StopStrings
-from openk2.config import SamplingParams
+from openk2.config import Mode, SamplingParams
 from openk2.engine import StepOutput
 from openk2.engine.process import Outcome
 from openk2.engine.request import TokenLogprobs
@@ -42,6 +42,7 @@ class Answer:
         stop: Sequence[str],
         *,
         min_tokens: int = 0,
+        mode: Mode | None = None,
         thinks: bool = False,
     ) -> None:
         self.is_finished = False
@@ -55,11 +56,13 @@ class Answer:
         self._stop = StopStrings(stop)
         self._min_tokens = min_tokens
         self._logprobs = PendingLogprobs(tokenizer)
+        self._mode = mode
+        self._experts: ExpertUse | None = None
 
     def feed(self, outcome: Outcome) -> list[ChatEvent]:
         """Events that follow. Raises the error that ended the request."""
         output = _checked(outcome, self)
-        self._cached_tokens = output.cached_tokens
+        self._cached_tokens, self._experts = output.cached_tokens, _expert_use(output, self._mode)
         events: list[ChatEvent] = []
         for i, token_id in enumerate(output.token_ids):
             self._completion_tokens += 1
@@ -115,7 +118,9 @@ class Answer:
 
     def _finish(self, reason: FinishReason, events: list[ChatEvent], stop: str | None = None) -> list[ChatEvent]:
         self.is_finished = True
-        usage = Usage(self._prompt_tokens, self._completion_tokens, self._cached_tokens, self._reasoning_tokens)
+        usage = Usage(
+            self._prompt_tokens, self._completion_tokens, self._cached_tokens, self._reasoning_tokens, self._experts
+        )
         if stop is None:
             stop = self._through_stops(self._parser.finish(reason, usage), events)
         if stop is not None:
@@ -131,6 +136,8 @@ class RawAnswer:
         self.engine_finished = False
         self._prompt_tokens = len(prompt)
         self._cached_tokens = 0
+        self._mode = sampling.mode
+        self._experts: ExpertUse | None = None
         self._unechoed = None if sampling.prompt_logprobs is None else prompt
         self._tokenizer = tokenizer
         self._detokenizer = IncrementalDetokenizer(tokenizer)
@@ -160,7 +167,7 @@ class RawAnswer:
         return events
 
     def _read(self, output: StepOutput) -> None:
-        self._cached_tokens = output.cached_tokens
+        self._cached_tokens, self._experts = output.cached_tokens, _expert_use(output, self._mode)
         for i, token_id in enumerate(output.token_ids):
             self._ids.append(token_id)
             is_end = output.finish_reason == "stop" and i == len(output.token_ids) - 1
@@ -186,7 +193,7 @@ class RawAnswer:
 
     @property
     def _usage(self) -> Usage:
-        return Usage(self._prompt_tokens, len(self._ids), self._cached_tokens)
+        return Usage(self._prompt_tokens, len(self._ids), self._cached_tokens, experts=self._experts)
 
     def _add(self, text: str) -> None:
         self._logprobs.saw(text)
@@ -194,6 +201,11 @@ class RawAnswer:
         self._text.append(certain)
         if stop is not None:
             self.is_finished, self._reason, self._stop_string = True, "stop", stop
+
+
+def _expert_use(output: StepOutput, mode: Mode | None) -> ExpertUse | None:
+    use = output.expert_use
+    return None if use is None else ExpertUse(mode, use.taken, use.choices)
 
 
 def _checked(outcome: Outcome, answer: Answer | RawAnswer) -> StepOutput:

@@ -135,10 +135,21 @@ class LLM:
 
     @property
     def figures(self) -> tuple[ProviderFigure, ...]:
-        """Of the routed experts, where they are on disk; as of the end of the engine's last step."""
-        experts = self._engine.stats.experts
+        """Of the routed experts, as of the end of the engine's last step."""
+        stats, experts = self._engine.stats, self._engine.stats.experts
+        choices = tuple(
+            ProviderFigure(
+                "openk2:expert_choices",
+                "Choices of routers for generated tokens, by the number of experts.",
+                "counter",
+                {"model_name": self._name, "experts": str(number)},
+                times,
+            )
+            for number, times in enumerate(stats.experts_taken)
+            if number and self.config.n_routed_experts is not None
+        )
         if experts is None:
-            return ()
+            return choices
         counters = {
             "openk2:expert_lookups": ("Experts that layers asked for.", experts.lookups),
             "openk2:expert_hits": ("Those that were in memory.", experts.hits),
@@ -146,7 +157,8 @@ class LLM:
             "openk2:expert_bytes_read": ("Bytes of experts read from disk.", experts.bytes_read),
         }
         labels = {"model_name": self._name}
-        return tuple(ProviderFigure(name, text, "counter", labels, of) for name, (text, of) in counters.items())
+        told = tuple(ProviderFigure(name, text, "counter", labels, of) for name, (text, of) in counters.items())
+        return choices + told
 
     def close(self) -> None:
         """End the engine; requests that still run get EngineDeadError."""
@@ -264,6 +276,7 @@ class LLM:
             ReplyParser(first_index, names, is_thinking=is_thinking),
             sampling.stop,
             min_tokens=sampling.min_tokens,
+            mode=sampling.mode,
             thinks=self.template.thinks,
         )
 
@@ -297,7 +310,9 @@ class LLM:
             given = (getattr(sampling, key), getattr(self.sampling_defaults, key), stated.get(key))
             return next((value for value in given if value is not None), None)
 
-        keys = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        keys = ["temperature", "top_p", "top_k", "min_p", "repetition_penalty"]
+        if sampling.topk is None:
+            keys.append("mode")
         return replace(sampling, max_tokens=min(sampling.max_tokens or room, room), **{key: first(key) for key in keys})
 
     def _text_of(self, token_ids: Sequence[int]) -> str:

@@ -6,9 +6,12 @@ Hand-written rather than generated: an API's message about a wrong field is part
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
 from openk2.errors import RequestError
+
+T = TypeVar("T", bound=str)
 
 MAX_STOP_STRINGS = 4
 """In one request, in every API."""
@@ -100,6 +103,16 @@ class Fields:
         if not value:
             raise wrong_value(self.at(key), "it must not be empty")
         return value
+
+    def choice(self, key: str, values: Sequence[T]) -> T | None:
+        """One of these strings."""
+        value = self.string(key)
+        for known in values:
+            if value == known:
+                return known
+        if value is None:
+            return None
+        raise wrong_value(self.at(key), f"it must be one of {', '.join(values)}, not {value!r}")
 
     def boolean(self, key: str) -> bool | None:
         value = self.get(key)

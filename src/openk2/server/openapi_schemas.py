@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from openk2.config.modes import MODES
 from openk2.server.fields import MAX_STOP_STRINGS
 from openk2.server.openai.completions import DEFAULT_MAX_TOKENS
 from openk2.server.openai.logprobs import MAX_TEXT_LOGPROBS, MAX_TOP_LOGPROBS
@@ -61,6 +62,7 @@ _SAMPLING = _optional(
         "stop_token_ids": _array(_integer(0)),
         "min_tokens": _integer(0),
         "ignore_eos": _BOOLEAN,
+        "mode": _constant(*MODES),
     }
 )
 _STREAM = _optional({"stream": _BOOLEAN, "stream_options": _record({"include_usage": _BOOLEAN})})
@@ -229,6 +231,7 @@ SCHEMAS: dict[str, Schema] = {
                     "top_k": _integer(0),
                     "stop_sequences": _array({"type": "string", "minLength": 1}, maxItems=MAX_STOP_STRINGS),
                     "output_config": _OBJECT,
+                    "mode": _constant(*MODES),
                     "stream": _BOOLEAN,
                 }
             ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import HTTPConnection
@@ -54,14 +54,15 @@ class RequestRecord:
 
     def add_usage(self, usage: Usage) -> None:
         before = self.usage or Usage()
-        self.usage = Usage(
-            max(before.prompt_tokens, usage.prompt_tokens),
-            before.completion_tokens + usage.completion_tokens,
-            max(before.cached_tokens, usage.cached_tokens),
+        self.usage = replace(
+            before + usage,
+            prompt_tokens=max(before.prompt_tokens, usage.prompt_tokens),
+            cached_tokens=max(before.cached_tokens, usage.cached_tokens),
         )
 
     def fields(self) -> dict[str, Any]:
         """Name and value of everything that is known, in the order of a log line; times in milliseconds."""
+        experts = self.usage and self.usage.experts
         known = {
             "request_id": self.request_id,
             "method": self.method,
@@ -73,6 +74,8 @@ class RequestRecord:
             "prompt_tokens": self.usage and self.usage.prompt_tokens,
             "cached_tokens": self.usage and self.usage.cached_tokens,
             "completion_tokens": self.usage and self.usage.completion_tokens,
+            "mode": experts and experts.mode,
+            "experts_per_token": experts and experts.per_token and round(experts.per_token, 3),
             "finish_reason": ",".join(self.finish_reasons) or None,
             "error": self.error,
             "aborted": self.was_aborted or None,

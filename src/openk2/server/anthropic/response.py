@@ -17,6 +17,7 @@ from typing import Any
 from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Collector, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import Usage
 from openk2.errors import ProviderError
+from openk2.server.experts import expert_fields
 
 PING = {"type": "ping"}
 
@@ -62,6 +63,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
+        **expert_fields(usage),
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from openk2.chat.messages import Message, ResponseFormat, ToolChoice, ToolSpec
 from openk2.chat.provider import ChatRequest
+from openk2.config.modes import MODES
 from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
 from openk2.server.anthropic.convert import ConversationReader
@@ -60,6 +61,7 @@ def read_messages_request(body: object) -> MessagesRequest:
         top_p=fields.number("top_p"),
         top_k=fields.integer("top_k", 0),
         stop=fields.strings("stop_sequences", MAX_STOP_STRINGS),
+        mode=fields.choice("mode", MODES),
     )
     stream = fields.boolean("stream") or False
     request = _read(fields, sampling, stream)

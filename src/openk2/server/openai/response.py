@@ -14,6 +14,7 @@ from typing import Any
 
 from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Collector, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import Completion, Usage
+from openk2.server.experts import expert_fields
 from openk2.server.openai.logprobs import logprobs_object
 from openk2.server.streams import ChoiceEvent
 
@@ -44,9 +45,7 @@ def total_usage(usages: Iterable[Usage]) -> Usage:
     if not counted:
         return Usage()
     return replace(
-        counted[0],
-        completion_tokens=sum(usage.completion_tokens for usage in counted),
-        reasoning_tokens=sum(usage.reasoning_tokens for usage in counted),
+        sum(counted, Usage()), prompt_tokens=counted[0].prompt_tokens, cached_tokens=counted[0].cached_tokens
     )
 
 
@@ -59,6 +58,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "cached_tokens": usage.cached_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        **expert_fields(usage),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from openk2.config.modes import MODES
 from openk2.config.sampling import SamplingParams
 from openk2.errors import RequestError
 from openk2.server.fields import MAX_STOP_STRINGS, Fields, checked_number, wrong_type, wrong_value
@@ -44,6 +45,7 @@ def read_sampling(fields: Fields, limits: Sequence[str] = ("max_completion_token
         stop_token_ids=fields.integers("stop_token_ids", 0),
         min_tokens=min_tokens,
         ignore_eos=fields.boolean("ignore_eos") or False,
+        mode=fields.choice("mode", MODES),
     )
 
 

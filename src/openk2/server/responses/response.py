@@ -17,6 +17,7 @@ from typing import Any
 from openk2.chat.events import CallBegin, CallDelta, CallEnd, ChatEvent, Finished, ReasoningDelta, TextDelta
 from openk2.chat.messages import Usage
 from openk2.errors import OpenK2Error
+from openk2.server.experts import expert_fields
 from openk2.server.openai.logprobs import token_objects
 
 
@@ -53,6 +54,7 @@ def usage_object(usage: Usage) -> dict[str, Any]:
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.total_tokens,
+        **expert_fields(usage),
     }
 
 
