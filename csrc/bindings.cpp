@@ -19,6 +19,7 @@
 #include "common/thread_pool.hpp"
 #include "decode_layers.hpp"
 #include "packed.hpp"
+#include "prompt_attention.hpp"
 #include "rms_norm.hpp"
 
 namespace openk2 {
@@ -28,6 +29,7 @@ OPENK2_DECLARE_KERNEL(causal_attention_backward, CausalAttention)
 OPENK2_DECLARE_KERNEL(decode_layers, DecodeLayers)
 OPENK2_DECLARE_KERNEL(packed_experts, PackedExperts)
 OPENK2_DECLARE_KERNEL(packed_linear, PackedLinear)
+OPENK2_DECLARE_KERNEL(prompt_attention, PromptAttention)
 OPENK2_DECLARE_KERNEL(rms_norm, RmsNorm)
 
 }  // namespace openk2
@@ -146,6 +148,26 @@ void causal_attention(bool backward, std::array<std::int64_t, 4> sizes, const st
              : openk2::dispatch_causal_attention(version, args);
 }
 
+// `sizes`: heads, nope, rope, value, latent, block size. `tensors`: both parts of the queries, cache, kv_b, block tables,
+// output; `strides` of the queries' parts: row and head of each. A span: row, tokens, position, row of the tables.
+void prompt_attention(std::array<std::int64_t, 6> sizes, bool is_bf16, std::array<Address, 6> tensors,
+                      std::array<std::int64_t, 4> strides, std::int64_t table_width,
+                      const std::vector<std::array<std::int64_t, 4>>& spans, double scale, const std::string& isa) {
+    std::vector<openk2::PromptSpan> taken;
+    for (const auto& span : spans) taken.push_back({span[0], span[1], span[2], span[3]});
+    const auto at = [&](int index) { return reinterpret_cast<const void*>(tensors[index]); };
+    openk2::PromptAttention args{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], is_bf16,
+                                 at(0), strides[0], strides[1], at(1), strides[2], strides[3], at(2), at(3),
+                                 reinterpret_cast<const std::int64_t*>(tensors[4]), table_width,
+                                 taken.data(), static_cast<std::int64_t>(taken.size()), static_cast<float>(scale),
+                                 reinterpret_cast<void*>(tensors[5]), openk2::num_threads(), nullptr};
+    const Isa version = isa_from_name(isa);
+    nb::gil_scoped_release unlocked;
+    const Scratch scratch(openk2::prompt_attention_scratch(args));
+    args.scratch = scratch.at();
+    openk2::dispatch_prompt_attention(version, args);
+}
+
 using Stack = std::array<std::int64_t, 5>;  // address, format, count, rows, cols
 
 openk2::PackedStack stack_of(const Stack& stack) {
@@ -262,6 +284,8 @@ NB_MODULE(_native, m) {
     m.def("packed_experts", &packed_experts, nb::arg("x"), nb::arg("ids"), nb::arg("weights"), nb::arg("gate_up"),
           nb::arg("down"), nb::arg("format"), nb::arg("experts"), nb::arg("width"), nb::arg("hidden"), nb::arg("out"),
           nb::arg("tokens"), nb::arg("topk"), nb::arg("isa"));
+    m.def("prompt_attention", &prompt_attention, nb::arg("sizes"), nb::arg("is_bf16"), nb::arg("tensors"),
+          nb::arg("strides"), nb::arg("table_width"), nb::arg("spans"), nb::arg("scale"), nb::arg("isa"));
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"), nb::arg("cols"),
           nb::arg("eps"), nb::arg("is_bf16"), nb::arg("isa"));
 }

@@ -7,47 +7,12 @@
 #include "causal_attention.hpp"
 
 #include "common/exponential.hpp"
+#include "common/product.hpp"
 #include "common/thread_pool.hpp"
 #include "common/vector.hpp"
 
 namespace openk2::OPENK2_ISA {
 namespace {
-
-constexpr int kVectors = 2;  // registers side by side: kColumnPad is a multiple of their lanes
-constexpr int kRows = kRegisterBytes == 64 ? 8 : 4;
-constexpr int64_t kStep = kVectors * kWidth;
-
-// C (+)= A B for `Rows` rows and kStep columns; a(i, k) = A[i * row + k * col].
-template <int Rows, bool accumulate>
-inline void product_block(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
-                          int64_t depth) {
-    F32 sums[Rows][kVectors];
-    for (int i = 0; i < Rows; ++i)
-        for (int n = 0; n < kVectors; ++n) sums[i][n] = accumulate ? load_part(C + i * ldc + n * kWidth) : F32{};
-    for (int64_t k = 0; k < depth; ++k) {
-        F32 b[kVectors];
-        for (int n = 0; n < kVectors; ++n) b[n] = load_part(B + k * ldb + n * kWidth);
-        for (int i = 0; i < Rows; ++i) {
-            const float a = A[i * row + k * col];
-            for (int n = 0; n < kVectors; ++n) sums[i][n] += b[n] * a;
-        }
-    }
-    for (int i = 0; i < Rows; ++i)
-        for (int n = 0; n < kVectors; ++n) store_part(C + i * ldc + n * kWidth, sums[i][n]);
-}
-
-// C (rows, columns) (+)= A (rows, depth) B (depth, columns); columns is a multiple of kStep.
-template <bool accumulate>
-void product(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc, int64_t rows,
-             int64_t columns, int64_t depth) {
-    for (int64_t n = 0; n < columns; n += kStep) {
-        int64_t i = 0;
-        for (; i + kRows <= rows; i += kRows)
-            product_block<kRows, accumulate>(A + i * row, row, col, B + n, ldb, C + i * ldc + n, ldc, depth);
-        for (; i < rows; ++i)
-            product_block<1, accumulate>(A + i * row, row, col, B + n, ldb, C + i * ldc + n, ldc, depth);
-    }
-}
 
 // One head's rows of (tokens, heads, dim) as (length, padded), the rest 0.
 void gather(const float* from, int64_t stride, int64_t dim, int64_t length, float* to, int64_t padded) {
@@ -63,11 +28,10 @@ void scatter(const float* from, int64_t padded, float* to, int64_t stride, int64
 }
 
 // (length, padded) to (dim, columns), the rest 0.
-void transpose(const float* from, int64_t padded, int64_t length, int64_t dim, float* to, int64_t columns) {
-    for (int64_t d = 0; d < dim; ++d) {
-        for (int64_t t = 0; t < length; ++t) to[d * columns + t] = from[t * padded + d];
+void turn(const float* from, int64_t padded, int64_t length, int64_t dim, float* to, int64_t columns) {
+    transpose(from, padded, length, dim, to, columns);
+    for (int64_t d = 0; d < dim; ++d)
         for (int64_t t = length; t < columns; ++t) to[d * columns + t] = 0.0f;
-    }
 }
 
 void clear(float* at, int64_t count) {
@@ -125,7 +89,7 @@ void forward_head(const CausalAttention& a, int64_t task) {
     const Head h = head_at(a, task);
     gather(of_head(a.q, a, h, a.key_dim), a.heads * a.key_dim, a.key_dim, h.length, h.q, h.D);
     gather(of_head(a.k, a, h, a.key_dim), a.heads * a.key_dim, a.key_dim, h.length, h.k, h.D);
-    transpose(h.k, h.D, h.length, a.key_dim, h.k_T, h.L);
+    turn(h.k, h.D, h.length, a.key_dim, h.k_T, h.L);
     gather(of_head(a.v, a, h, a.value_dim), a.heads * a.value_dim, a.value_dim, h.length, h.v, h.V);
     float largest = -__builtin_inff();
     for (int64_t lo = 0; lo < h.length; lo += kQueryRows) {
@@ -168,9 +132,9 @@ void backward_head(const CausalAttention& a, int64_t task) {
     const int64_t key_stride = a.heads * a.key_dim, value_stride = a.heads * a.value_dim;
     gather(of_head(a.q, a, h, a.key_dim), key_stride, a.key_dim, h.length, h.q, h.D);
     gather(of_head(a.k, a, h, a.key_dim), key_stride, a.key_dim, h.length, h.k, h.D);
-    transpose(h.k, h.D, h.length, a.key_dim, h.k_T, h.L);
+    turn(h.k, h.D, h.length, a.key_dim, h.k_T, h.L);
     gather(of_head(a.v, a, h, a.value_dim), value_stride, a.value_dim, h.length, h.v, h.V);
-    transpose(h.v, h.V, h.length, a.value_dim, h.v_T, h.L);
+    turn(h.v, h.V, h.length, a.value_dim, h.v_T, h.L);
     gather(of_head(a.grad, a, h, a.value_dim), value_stride, a.value_dim, h.length, h.g, h.V);
     const float* out = of_head<const float>(a.out, a, h, a.value_dim);
     for (int64_t t = 0; t < h.length; ++t) {

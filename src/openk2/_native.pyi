@@ -34,6 +34,16 @@ def packed_experts(
     topk: int,
     isa: str,
 ) -> None: ...
+def prompt_attention(
+    sizes: Sequence[int],
+    is_bf16: bool,
+    tensors: Sequence[int],
+    strides: Sequence[int],
+    table_width: int,
+    spans: Sequence[Sequence[int]],
+    scale: float,
+    isa: str,
+) -> None: ...
 def rms_norm(x: int, weight: int, out: int, rows: int, cols: int, eps: float, is_bf16: bool, isa: str) -> None: ...
 
 Stack = tuple[int, int, int, int, int]

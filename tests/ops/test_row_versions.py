@@ -168,7 +168,11 @@ def attend(cache: Tensor, kv_b: Tensor, queries: list[tuple[Tensor, Tensor, list
 
 
 @DTYPES
-def test_paged_attention(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("compiled", [False, True])
+def test_paged_attention(compiled: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompts' tokens in torch's products, and in the kernel where it is built."""
+    if not compiled:
+        monkeypatch.setattr(row_attention, "_has_kernel", lambda kv_cache: False)
     length, prompt = 150, 130
     cache = torch.full((30, BLOCK, C + R), torch.nan, dtype=dtype)
     kv_b = rand(H * (N + V), C, dtype=dtype, seed=1, scale=0.3)

@@ -18,7 +18,8 @@ from openk2.engine.model_runner import LOGIT_ROWS
 from openk2.errors import ConfigError
 from openk2.models import K2Model
 from openk2.models.packed import PackedExperts, pack_modules, packed_stacks
-from openk2.ops.row_attention import QUERY_ROWS
+from openk2.ops import cpu
+from openk2.ops.row_attention import KEY_TILE, QUERY_ROWS
 
 LIBRARY_BYTES = 64 << 20
 """That torch, the tokenizer and its grammars take beyond what the process has before it loads a model."""
@@ -128,8 +129,13 @@ def _step_bytes(c: ModelConfig, engine: EngineConfig, window: int) -> int:
     """Of the largest step's tensors, which are float32: those of one layer live at once, then those of the logits."""
     tokens, heads = engine.max_num_batched_tokens, c.num_attention_heads
     key, value = c.qk_nope_head_dim + c.qk_rope_head_dim, c.v_head_dim
-    # Keys and values of the whole context, twice while they are laid out, and the scores of a tile of queries.
-    context = window * (heads * (2 * (c.qk_nope_head_dim + value) + key + 3 * QUERY_ROWS) + 2 * c.latent_dim)
+    if cpu.available():  # each thread: a head's weights, a block of keys as cached and expanded, the step's queries
+        expanded = c.qk_nope_head_dim + value + QUERY_ROWS
+        thread = (c.kv_lora_rank + KEY_TILE) * expanded + KEY_TILE * (c.latent_dim + QUERY_ROWS)
+        thread += (tokens + 2 * QUERY_ROWS) * (key + value + 2)
+        context = torch.get_num_threads() * thread + window * 2 * c.latent_dim
+    else:  # keys and values of the whole context, twice while they are laid out, and the scores of a tile of queries
+        context = window * (heads * (2 * (c.qk_nope_head_dim + value) + key + 3 * QUERY_ROWS) + 2 * c.latent_dim)
     width = max(c.moe_intermediate_size, c.intermediate_size // max(c.num_experts_per_tok, 1))
     pairs = tokens * max(c.num_experts_per_tok, 1) * (3 * c.hidden_size + 2 * width)
     rows = tokens * (8 * c.hidden_size + 3 * heads * (key + value))

@@ -3,7 +3,7 @@
 The same function as `reference.paged_attention`, in products whose shapes follow from a token's position and nothing
 else, so chunk sizes and batch mates change no bit:
 - a token of the prompt sits in the query tile of its position (row p mod QUERY_ROWS), against all the key tiles up to
-  that tile's end; what is not there is zeros;
+  that tile's end; what is not there is zeros. On a CPU the compiled kernel takes these tokens, where it is built;
 - a generated token is products of its own, its heads being the rows, against the keys up to its position.
 
 Letters as in `reference.mla`; L keys, a multiple of KEY_TILE.
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openk2.ops import row_tiles
+from openk2.ops import cpu, row_tiles
+from openk2.ops.cpu.prompt_attention import PromptSpan, prompt_attention
 
 QUERY_ROWS = 32
 KEY_TILE = 64
@@ -25,6 +26,10 @@ KEY_TILE = 64
 
 def _round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
+
+
+def _has_kernel(kv_cache: Tensor) -> bool:
+    return cpu.available() and kv_cache.is_cpu and kv_cache.dtype in (torch.float32, torch.bfloat16)
 
 
 def paged_attention(
@@ -48,22 +53,33 @@ def paged_attention(
     block_size = kv_cache.shape[1]
     generated = generated_T.tolist()
     out = q_nope_THN.new_empty(T, H, V)
+    is_compiled = _has_kernel(kv_cache)
+    prompts: list[PromptSpan] = []
+    """Left to the compiled kernel."""
     decoded: list[tuple[Tensor, int]] = []
     """Of each generated token, its sequence's cache and its position."""
     places: list[int] = []
     for b, (start, end) in enumerate(zip(query_starts[:-1], query_starts[1:], strict=True)):
         context = context_lens[b]
-        blocks = block_tables[b, : -(-context // block_size)]
-        cached = kv_cache.index_select(0, blocks).flatten(0, 1)
         middle = start + generated[start:end].count(False)
         first = context - (end - start)
-        if start < middle:
+        if is_compiled and start < middle:
+            prompts.append(PromptSpan(start, middle - start, first, b))
+            if middle == end:
+                continue
+        blocks = block_tables[b, : -(-context // block_size)]
+        cached = kv_cache.index_select(0, blocks).flatten(0, 1)
+        if not is_compiled and start < middle:
             query = torch.cat((q_nope_THN[start:middle], q_pe_THR[start:middle]), -1)
             keys = cached[: first + middle - start]
             out[start:middle] = _prompt(query, keys, kv_b_proj, first, C, V, softmax_scale)
         for token in range(middle, end):
             decoded.append((cached, first + token - start))
             places.append(token)
+    if prompts:
+        prompt_attention(
+            q_nope_THN, q_pe_THR, kv_cache, kv_b_proj, block_tables.contiguous(), prompts, softmax_scale, out
+        )
     if not decoded:
         return out
     if len(decoded) == T:
