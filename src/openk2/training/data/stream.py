@@ -73,6 +73,8 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
 )
 """Weights of the kinds of first turns, by stage; `choice` is a conversation of its own (see `_write_choice`)."""
 _STAGE_TOOLS = ((1,), (1, 2, 2, 3), (1, 2, 2, 3, 3, 4), (1, 2, 3, 3, 4, 5, 6))
+_STAGE_TURNS = ((2, 3, 4), (2, 3, 4), (1, 2, 3, 4), (2, 3, 5, 7))
+"""Declarations take most of a conversation's tokens: more turns are more decisions in as many tokens."""
 _COMPOSED = 0.5
 """Share of the sets of tools that are composed throughout: the harder ones, where nothing can be known beforehand."""
 _STAGE_BUILTIN = (0.1, 0.12, 0.15, 0.45)
@@ -320,7 +322,7 @@ def conversations(seed: int, split: Split = "train", stage: int = 3, *, joined: 
         kind = rng.choices(kinds, weights)[0]
         turns = 0  # `choice` has a number of its own
         if kind != "choice":
-            turns = rng.choice(((2, 3, 4), (2, 3, 4), (1, 2, 3, 4), (2, 3, 3, 4, 5))[stage])
+            turns = rng.choice(_STAGE_TURNS[stage])
         yield _write(kind, rng, lex, stage, turns)
 
 
