@@ -41,7 +41,7 @@ class PackedBatch:
         return PackedBatch(self.input_ids.to(device), self.labels.to(device), self.supervised.to(device), self.lengths)
 
     def forward_batch(self, **observers: Any) -> ForwardBatch:
-        """Of these sequences, with `ForwardBatch`'s fields that observe the pass."""
+        """Of these sequences, with `ForwardBatch`'s other fields: budgets, and what observes the pass."""
         return replace(ForwardBatch.packed(self.lengths, device=self.input_ids.device), **observers)
 
     @property

@@ -177,6 +177,8 @@ class Recipe:
     recompute: bool = False
     """Keep only each layer's input for the backward pass and run the layer again there: less memory, a third more work.
     """
+    reduced_budgets: float = 0.0
+    """Share of the sequences whose assistant takes fewer experts a token, so that it keeps its head in reflex mode."""
     dtype: str = "float32"
     """What the passes compute in. With `bfloat16`, weights, gradients' sums and optimizer stay float32."""
     save_every_tokens: int = 500_000
@@ -193,6 +195,10 @@ class Recipe:
             )
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be {' or '.join(DTYPES)}, not {self.dtype!r}", param="dtype")
+        if not 0 <= self.reduced_budgets <= 1:
+            raise ConfigError(
+                f"reduced_budgets must be from 0 to 1, not {self.reduced_budgets}", param="reduced_budgets"
+            )
         for name in ("accumulate", "keep", "save_every_tokens", "validate_every_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, not {getattr(self, name)}", param=name)

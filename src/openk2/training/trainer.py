@@ -20,6 +20,7 @@ from openk2.checkpoint import load_config
 from openk2.errors import CheckpointError, ConfigError, DivergedError, TrainingError
 from openk2.evals.lines import LineFile
 from openk2.training.balance import imbalance, update_router_bias_
+from openk2.training.budgets import draw_budgets
 from openk2.training.data import Conversation
 from openk2.training.guide_loss import GuideLoss
 from openk2.training.guides import KINDS, find_guides
@@ -167,6 +168,7 @@ class Trainer:
         recipe, worker = self.recipe, self.workshop.worker
         guided = self._guide_loss(batch)
         inputs = batch.forward_batch(
+            budgets=draw_budgets(batch, self.model.config.num_experts_per_tok, recipe.reduced_budgets, recipe.seed),
             max_logits=max_logits,
             expert_load=load,
             observe_attention=guided and guided.observe,
