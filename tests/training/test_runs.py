@@ -174,7 +174,7 @@ def test_a_state_from_before_accumulation_goes_on(small: Recipe, tmp_path: Path)
     trainer.train_step()
     trainer.save()
     state = torch.load(tmp_path / "state.pt", weights_only=True)
-    torch.save({k: v for k, v in state.items() if k not in ("batches", "data")}, tmp_path / "state.pt")
+    torch.save({k: v for k, v in state.items() if k not in ("batches", "data", "recipe")}, tmp_path / "state.pt")
     again, _ = open_run(generated, tmp_path)
     assert again.resume() and again.batches == again.step == 1
     with pytest.raises(CheckpointError, match="other data"):
@@ -341,7 +341,32 @@ def test_a_recipe_on_files_runs_validates_and_refuses_other_data(small: Recipe, 
     assert 0.1 < records[0]["update_rms"] < 0.3
     again, _ = open_run(recipe, tmp_path / "run")
     assert again.resume() and again.tokens >= recipe.schedule.total_tokens
+    changes = [
+        (replace(recipe, seed=1), "seed is 1 in the recipe, and 0 in the run of .*state.pt: set it back"),
+        (replace(recipe, data=replace(recipe.data, held_out=0.2)), "data.held_out is 0.2 in the recipe, and 0.1"),
+        (replace(recipe, optimizer=replace(recipe.optimizer, kind="adamw")), "optimizer.kind is 'adamw'"),
+    ]
+    for changed, message in changes:
+        with pytest.raises(CheckpointError, match=message):
+            open_run(changed, tmp_path / "run")[0].resume()
+    more = tmp_path / "more.jsonl"
+    more.write_text('{"text": "one more"}\n')
+    added = replace(recipe, data=replace(recipe.data, files=(*recipe.data.files, str(more))))
+    with pytest.raises(CheckpointError, match=r"data.files: .*more.jsonl was not among them"):
+        open_run(added, tmp_path / "run")[0].resume()
     with (tmp_path / "texts.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(CheckpointError, match="other data"):
+    with pytest.raises(CheckpointError, match=r"data.files: .*other data .*texts.jsonl has changed.* --output"):
         open_run(recipe, tmp_path / "run")[0].resume()
+    moved = (tmp_path / "texts.jsonl").rename(tmp_path / "moved.jsonl")
+    with pytest.raises(CheckpointError, match=r"texts.jsonl is not among them"):
+        open_run(replace(recipe, data=replace(recipe.data, files=(str(moved),))), tmp_path / "run")[0].resume()
+
+
+def test_files_may_move(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
+    trainer = trainer_of(small, template, tmp_path)
+    trainer.train_step()
+    trainer.save()
+    moved = Path(small.data.files[0]).rename(tmp_path / "elsewhere.jsonl")
+    again = trainer_of(replace(small, data=replace(small.data, files=(str(moved),))), template, tmp_path)
+    assert again.resume()

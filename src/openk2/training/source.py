@@ -97,12 +97,20 @@ class FileSource:
         self.order = Order(self.members, seed)
 
     def position(self) -> Position:
-        return {"documents": self.documents.fingerprint, "epoch": self.order.epoch, "index": self.order.index}
+        return {
+            "documents": self.documents.fingerprint,
+            "files": self.documents.by_file,
+            "epoch": self.order.epoch,
+            "index": self.order.index,
+        }
 
     def seek(self, position: Position) -> None:
         if position.get("documents") != self.documents.fingerprint or len(self.order.members) <= position["index"]:
             raise CheckpointError(
-                "the run's state is of other data than the files hold now: restore them, or choose another --output"
+                "data.files: the run's state is of other data than the files hold now"
+                f"{_difference(position.get('files', {}), self.documents.by_file)}: restore them, or choose another "
+                "--output for a new run",
+                param="data.files",
             )
         self.order.seek(position["epoch"], position["index"])
 
@@ -219,6 +227,19 @@ class TextSource(FileSource):
         """The beginnings of the first held-out documents, at most `most`."""
         tokens = (document_tokens(self.template, self.documents.read(i)) for i in self.held[:most])
         return [_text_example(ids[: self.max_length]) for ids in tokens if len(ids) > 1]
+
+
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """` (a.txt has changed)`: the first file that differs, where the state says; one that moved is the same file."""
+    for path, fingerprint in before.items():
+        if path in now and now[path] != fingerprint:
+            return f" ({path} has changed)"
+        if path not in now and fingerprint not in now.values():
+            return f" ({path} is not among them)"
+    for path, fingerprint in now.items():
+        if before and fingerprint not in before.values():
+            return f" ({path} was not among them)"
+    return " (their order differs)" if before else ""
 
 
 def document_tokens(template: ChatTemplate, document: Document) -> list[int]:

@@ -24,6 +24,7 @@ from openk2.training.budgets import draw_budgets
 from openk2.training.data import Conversation
 from openk2.training.guide_loss import GuideLoss
 from openk2.training.guides import KINDS, find_guides
+from openk2.training.identity import check_identity, identity
 from openk2.training.init import first_model
 from openk2.training.lora import add_adapters_
 from openk2.training.muon import MuonClip
@@ -283,6 +284,7 @@ class Trainer:
                 return
         state = {
             "config": self.recipe.model.to_hf(),
+            "recipe": identity(self.recipe),
             "model": weights if lora is None else {name: weights[name] for name in weights if name in kept},
             "lora": None if lora is None else asdict(lora),
             "optimizer": optimizer,
@@ -297,7 +299,8 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the folder's state, if there is one.
 
-        Raises CheckpointError when it is unreadable, of another architecture, or of other data.
+        Raises CheckpointError when it is unreadable, of another architecture, of other data, or of a recipe that
+        differs in what a run may not change (`identity.py`).
         """
         state = read_state(self.folder, "cpu" if self.sharded else self.device, mapped=self.sharded is not None)
         if state is None:
@@ -308,6 +311,7 @@ class Trainer:
         lora = self.recipe.lora
         if state.get("lora") != (None if lora is None else asdict(lora)):
             raise CheckpointError(f"{path} is of another [lora] section than the recipe's; choose another --output")
+        check_identity(state.get("recipe", {}), self.recipe, str(path))
         self.source.seek(state.get("data", {}))
         weights, optimizer = state["model"], _by_name(state["optimizer"], self.optimizer.state_dict())
         if self.sharded is not None:

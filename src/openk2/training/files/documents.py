@@ -36,6 +36,8 @@ class Document:
 class DocumentFile(Protocol[T_co]):
     """The documents of one file."""
 
+    path: Path
+
     @property
     def digests(self) -> Sequence[int]:
         """64 bits of a hash of each document's content."""
@@ -218,7 +220,12 @@ class Collection(Generic[T]):
     @property
     def fingerprint(self) -> str:
         """Changes with any document, or their order: a position in the stream holds for this one only."""
-        return hashlib.blake2b(b"".join(d.to_bytes(8, "little") for d in self.digests), digest_size=8).hexdigest()
+        return _fingerprint(self.digests)
+
+    @property
+    def by_file(self) -> dict[str, str]:
+        """Each file's path and the fingerprint of its documents."""
+        return {str(file.path): _fingerprint(file.digests) for file in self.files}
 
     def read(self, index: int) -> T:
         file, inside = self._find(index)
@@ -231,3 +238,7 @@ class Collection(Generic[T]):
     def _find(self, index: int) -> tuple[DocumentFile[T], int]:
         number = bisect_right(self._ends, index)
         return self.files[number], index - (self._ends[number - 1] if number else 0)
+
+
+def _fingerprint(digests: Sequence[int]) -> str:
+    return hashlib.blake2b(b"".join(d.to_bytes(8, "little") for d in digests), digest_size=8).hexdigest()
