@@ -31,6 +31,7 @@ class ModelRunner:
         self.moe_layers = [layer for layer in range(model.config.num_hidden_layers) if model.config.is_moe_layer(layer)]
         self.experts_taken = [0] * (model.config.num_experts_per_tok + 1)
         """By number: how often a router gave a generated token so many experts."""
+        self._last_budgets: tuple[list[ExpertBudget], ExpertBudgets] | None = None
         self.routing: Tensor | None = None
         """(slots, layers, experts per token) int16: kept where the token's latents are, so that a prefix that is shared
         brings its choices along."""
@@ -95,12 +96,15 @@ class ModelRunner:
         if taken is None:
             counts[-1] += layers * sum(chunk.num_tokens for chunk in chunks)
             return
-        of_routers = taken[self.moe_layers]
-        for number, times in enumerate(torch.bincount(of_routers.flatten(), minlength=len(counts)).tolist()):
-            counts[number] += times
-        of_tokens = iter(of_routers.sum(0).tolist())
+        of_layers = taken.tolist()  # lists: a few numbers a step, for which a tensor's calls would cost more
+        of_tokens = [0] * taken.shape[1]
+        for layer in self.moe_layers:
+            for token, number in enumerate(of_layers[layer]):
+                counts[number] += 1
+                of_tokens[token] += number
+        left = iter(of_tokens)
         for chunk in chunks:
-            new, use = sum(islice(of_tokens, chunk.num_tokens)), chunk.request.expert_use
+            new, use = sum(islice(left, chunk.num_tokens)), chunk.request.expert_use
             chunk.request.expert_use = ExpertUse(use.taken + new, use.choices + layers * chunk.num_tokens)
 
     def _tell_prompts(self, chunks: Sequence[Chunk], hidden: Tensor) -> None:
@@ -158,8 +162,11 @@ class ModelRunner:
         trained = self.model.config.num_experts_per_tok
         full = ExpertBudget(trained, trained)
         of_tokens = [chunk.request.budget or full for chunk in chunks for _ in range(chunk.num_tokens)]
-        return ExpertBudgets(
-            torch.tensor([budget.least for budget in of_tokens], device=self.device),
-            torch.tensor([budget.most for budget in of_tokens], device=self.device),
-            torch.tensor([budget.mass for budget in of_tokens], dtype=torch.float64, device=self.device),
-        )
+        if self._last_budgets is None or self._last_budgets[0] != of_tokens:  # a batch mostly stays as it is
+            budgets = ExpertBudgets(
+                torch.tensor([budget.least for budget in of_tokens], device=self.device),
+                torch.tensor([budget.most for budget in of_tokens], device=self.device),
+                torch.tensor([budget.mass for budget in of_tokens], dtype=torch.float64, device=self.device),
+            )
+            self._last_budgets = of_tokens, budgets
+        return self._last_budgets[1]
