@@ -1,7 +1,8 @@
-"""Is a value valid under a JSON schema that a caller wrote?"""
+"""Is a value valid under a JSON schema that a caller wrote, and is that schema one?"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import jsonschema_rs
@@ -25,17 +26,37 @@ def schema_fault(value: Any, schema: Any) -> str | None:
     return None
 
 
+def broken_schema(schema: Any) -> str | None:
+    """Why `schema` is no JSON schema in any dialect that is read here; None when it is one, or empty."""
+    if not isinstance(schema, dict):
+        return "it is no object"
+    reasons = []
+    for dialect in _DIALECTS if schema else ():
+        try:
+            _compiled(schema, dialect)
+        except jsonschema_rs.ValidationError as error:
+            where = "".join(f"[{step!r}]" for step in error.instance_path)
+            reasons.append(f"{where}: {error.message}" if where else str(error.message))
+        except (jsonschema_rs.ReferencingError, ValueError) as error:
+            reasons.append(str(error).partition("\n")[0])
+        else:
+            return None
+    return reasons[0] if reasons else None
+
+
 def _validator(schema: Any) -> jsonschema_rs.Validator | None:
     if not isinstance(schema, dict) or not schema:
         return None
     for dialect in _DIALECTS:
-        candidate = {**schema, "$schema": dialect}
-        try:
-            jsonschema_rs.meta.validate(candidate)
-            return jsonschema_rs.validator_for(candidate, validate_formats=False, retriever=_no_network)
-        except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError):
-            continue
+        with suppress(jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError):
+            return _compiled(schema, dialect)
     return None
+
+
+def _compiled(schema: dict[str, Any], dialect: str) -> jsonschema_rs.Validator:
+    candidate = {**schema, "$schema": dialect}
+    jsonschema_rs.meta.validate(candidate)
+    return jsonschema_rs.validator_for(candidate, validate_formats=False, retriever=_no_network)
 
 
 def _no_network(uri: str) -> Any:

@@ -27,6 +27,10 @@ def call(arguments: Any, name: str = "weather") -> dict[str, Any]:
     return {"id": "call_x", "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
+def declared(parameters: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+
+
 def conversation(*calls: dict[str, Any], tools: Sequence[Any] = (TOOL,)) -> dict[str, Any]:
     return {
         "messages": [
@@ -157,6 +161,16 @@ def test_conversations_are_read_with_canonical_ids(tmp_path: Path) -> None:
         (conversation(call("{}", name="whether")), r"messages\[2\]: calls 'whether', which is no declared tool"),
         (conversation(call('{"days": 1}'), tools=[]), "no declared tool"),
         (conversation(call('{"days": 1}'), tools=[{"name": "weather"}]), r"tools\[0\] is no tool"),
+        (conversation(call("{}"), tools=[TOOL, TOOL]), "'weather' is declared twice"),
+        (
+            conversation(call('{"days": 1}'), tools=[declared({"type": "objct"})]),
+            r"tools\[0\]: the parameters of 'weather' are no JSON schema: \['type'\]: \"objct\"",
+        ),
+        (conversation(call("{}"), tools=[declared({"properties": []})]), r"no JSON schema: \['properties'\]"),
+        (conversation(call("{}"), tools=[declared({"pattern": "("})]), r"no JSON schema: \['pattern'\]"),
+        (conversation(call("{}"), tools=[declared({"$ref": "#/$defs/x"})]), r"no JSON schema: .*#?/\$defs/x"),
+        (conversation(call("{}"), tools=[declared({"$ref": "http://a.b/c"})]), r"no JSON schema: .*http://a.b/c"),
+        (conversation(call("{}"), tools=[declared([])]), "no JSON schema: it is no object"),
         (conversation(), r"messages\[2\]: .*without content or tool_calls"),
         ({"messages": []}, "not a conversation"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "nothing to learn"),
@@ -178,6 +192,12 @@ def test_conversations_that_teach_wrong_calls_are_refused(tmp_path: Path, value:
     with pytest.raises(DataError, match=message) as found:
         collect_conversations([file])
     assert f"{file}, line 2: " in str(found.value)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"properties": {"days": {"minimum": 0, "exclusiveMinimum": True}}}])
+def test_schemas_of_older_dialects_and_empty_ones_are_taken(tmp_path: Path, parameters: dict[str, Any]) -> None:
+    talk = conversation(call('{"days": 1}'), tools=[declared(parameters)])
+    assert len(collect_conversations([lines(tmp_path / "a.jsonl", talk)])) == 1
 
 
 def test_the_split_follows_the_content(tmp_path: Path) -> None:

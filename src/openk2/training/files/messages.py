@@ -1,7 +1,7 @@
 """A line of a fine-tuning file, OpenAI-style, as a conversation: `{"messages": [...], "tools": [...]}`, checked.
 
 What the server lets pass in a request is refused here where a model would learn it: a call of no declared tool,
-arguments that the tool's schema forbids, a conversation in which the assistant says nothing.
+arguments that the tool's schema forbids, a schema that is none, a conversation in which the assistant says nothing.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from openk2.chat.ids import canonicalize
 from openk2.chat.messages import Message, Role, ToolCall, ToolSpec
+from openk2.chat.validity import broken_schema
 from openk2.errors import DataError, RequestError
 from openk2.evals.verify.reply import Call
 from openk2.evals.verify.validity import call_faults
@@ -37,6 +38,10 @@ def read_conversation(value: Any) -> Conversation:
         raise DataError("not a conversation: a line is an object with a list 'messages'")
     declared = value.get("tools") or []
     tools = tuple(_read_tool(tool, f"tools[{i}]") for i, tool in enumerate(_list(declared, "tools")))
+    names = [tool.name for tool in tools]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"tools: {name!r} is declared twice")
     messages = tuple(_read_message(message, f"messages[{i}]") for i, message in enumerate(value["messages"]))
     for at, message in enumerate(messages):
         faults = call_faults([Call(c.id, c.name, c.arguments) for c in message.tool_calls], declared)
@@ -66,8 +71,9 @@ def _read_tool(value: Any, path: str) -> ToolSpec:
     function = value.get("function") if isinstance(value, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise DataError(f'{path} is no tool: {{"type": "function", "function": {{"name": ..., "parameters": ...}}}}')
-    if not isinstance(function.get("parameters", {}), dict):
-        raise DataError(f"{path}: the parameters of {function['name']!r} are no JSON schema")
+    reason = broken_schema(function.get("parameters", {}))
+    if reason is not None:
+        raise DataError(f"{path}: the parameters of {function['name']!r} are no JSON schema: {reason}")
     return ToolSpec(value)
 
 
