@@ -317,6 +317,26 @@ def test_answers_are_those_of_the_model_in_memory(tmp_path: Path, name: str, for
     ]
 
 
+@pytest.mark.parametrize("native", [True, False])
+def test_fewer_experts_are_read_ahead_where_fewer_are_used(tmp_path: Path, native: bool) -> None:
+    """One token at a time, of one expert: no layer waits for, or guesses, more than one."""
+    config, quantization = tiny_config("k2-0905"), Quantization.parse("bf16")
+    model = random_model(
+        config, quantization=quantization, packed_folder=tmp_path, expert_cache_bytes=experts_bytes("bf16", 20)
+    )
+    if not native:
+        model.model.decode = None
+    recorder = Recorder(Engine(model, EngineConfig()))
+    recorder.add("one", prompt(5), max_tokens=9, topk=1)
+    recorder.step()
+    before = stored_experts(model)[0].slots.stats
+    recorder.run()
+    after = stored_experts(model)[0].slots.stats
+    layers = len(stored_experts(model))
+    assert after.lookups - before.lookups == 8 * layers
+    assert after.reads_ahead - before.reads_ahead <= 8 * (layers - 1)
+
+
 @pytest.mark.parametrize("formats", ["int4", "int8", "bf16", "int4,experts=bf16"])
 def test_random_experts_are_those_of_the_model_in_memory(tmp_path: Path, formats: str) -> None:
     config, quantization = replace(tiny_config("k2-0905"), hidden_size=96), Quantization.parse(formats)

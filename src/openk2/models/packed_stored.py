@@ -4,6 +4,7 @@ next layer will probably want."""
 from __future__ import annotations
 
 import ctypes
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -85,20 +86,22 @@ class StoredExperts(nn.Module):
 
     def forward(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, batch: ForwardBatch) -> Tensor:
         used = topk_ids[topk_weights != 0].unique().tolist()
+        most = int((topk_weights != 0).sum(-1).amax())
         if len(x) <= FEW_TOKENS and len(used) <= self.slots.most_held:
-            ids = self._slots_of(used, self.hold(used, x))[topk_ids]
+            ids = self._slots_of(used, self.hold(used, x, most))[topk_ids]
             return ops.packed_experts(x, ids, topk_weights, self.slots.gate_up, self.slots.down)
-        return self._in_parts(x, topk_ids, topk_weights, used)
+        return self._in_parts(x, topk_ids, topk_weights, used, most)
 
-    def hold(self, experts: Sequence[int], x: Tensor) -> list[int]:
-        """The slots of a layer's experts; x (T, hidden) is what they are for, by which the next ones are guessed."""
+    def hold(self, experts: Sequence[int], x: Tensor, most: int) -> list[int]:
+        """The slots of a layer's experts. x (T, hidden) is what they are for, by which the next layer's are guessed: for
+        each token as many as the `most` that one has here."""
         slots = self.slots.hold(self.layer, experts)
-        self._expect_next(x)
+        self._expect_next(x, most)
         return slots
 
-    def _expect_next(self, x: Tensor) -> None:
+    def _expect_next(self, x: Tensor, most: int) -> None:
         if self.next_gate is not None:
-            self.slots.expect(self.layer + 1, guess_experts(self.next_gate, x))
+            self.slots.expect(self.layer + 1, guess_experts(self.next_gate, x, most))
 
     def _slots_of(self, experts: Sequence[int], slots: Sequence[int]) -> Tensor:
         """(E,): each expert's slot; 0 for those that are not held, which no pair with a weight has chosen."""
@@ -106,7 +109,7 @@ class StoredExperts(nn.Module):
         table[torch.tensor(experts, dtype=torch.int64)] = torch.tensor(slots, dtype=torch.int64)
         return table
 
-    def _in_parts(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, used: list[int]) -> Tensor:
+    def _in_parts(self, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, used: list[int], most: int) -> Tensor:
         """Experts in memory first, while the others are read. Each pair's output stands by itself until all are there,
         so that the weighted sum has its order."""
         T, K = topk_ids.shape
@@ -119,7 +122,7 @@ class StoredExperts(nn.Module):
             if following:
                 self.slots.expect(self.layer, following)
             else:
-                self._expect_next(x)
+                self._expect_next(x, most)
             chosen = torch.isin(topk_ids, torch.tensor(part)) & (topk_weights != 0)
             token, k = chosen.nonzero(as_tuple=True)
             ids = table[topk_ids[token, k]].unsqueeze(1)
@@ -135,13 +138,14 @@ def _cut(experts: list[int], most: int) -> list[list[int]]:
     return [experts[i : i + most] for i in range(0, len(experts), most)]
 
 
-def guess_experts(gate: MoEGate, x: Tensor) -> list[int]:
-    """What a layer's router would choose for x (T, hidden), the input of the layer before: the strongest first."""
+def guess_experts(gate: MoEGate, x: Tensor, count: int) -> list[int]:
+    """What a layer's router would choose for x (T, hidden), the input of the layer before: `count` for each token, the
+    strongest first."""
     scores = torch.mm(x.float(), gate.weight.float().t())
     scores = scores.sigmoid() if gate.config.scoring_func == "sigmoid" else scores.softmax(-1)
     if gate.e_score_correction_bias is not None:
         scores = scores + gate.e_score_correction_bias
-    chosen: list[int] = scores.topk(gate.config.num_experts_per_tok).indices.t().flatten().tolist()
+    chosen: list[int] = scores.topk(count).indices.t().flatten().tolist()
     return list(dict.fromkeys(chosen))
 
 
@@ -178,7 +182,9 @@ class DecodeHolder:
         ids = (ctypes.c_int64 * pairs).from_address(ids_at)
         weights = (ctypes.c_float * pairs).from_address(weights_at)
         x = torch.frombuffer((ctypes.c_float * (tokens * self._hidden)).from_address(x_at), dtype=torch.float32)
-        used = list(dict.fromkeys(expert for expert, weight in zip(ids, weights, strict=True) if weight != 0))
-        slots = self._by_layer[layer].hold(used, x.view(tokens, self._hidden))
+        chosen = [pair for pair in range(pairs) if weights[pair] != 0]
+        most = max(Counter(pair // self._topk for pair in chosen).values(), default=0)
+        used = list(dict.fromkeys(ids[pair] for pair in chosen))
+        slots = self._by_layer[layer].hold(used, x.view(tokens, self._hidden), most)
         table = dict(zip(used, slots, strict=True))
         ids[:] = [table.get(expert, 0) for expert in ids]
