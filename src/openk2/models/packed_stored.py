@@ -93,8 +93,8 @@ class StoredExperts(nn.Module):
         return self._in_parts(x, topk_ids, topk_weights, used, most)
 
     def hold(self, experts: Sequence[int], x: Tensor, most: int) -> list[int]:
-        """The slots of a layer's experts. x (T, hidden) is what they are for, by which the next layer's are guessed: for
-        each token as many as the `most` that one has here."""
+        """The slots of a layer's experts. By x (T, hidden), what they are for, the next layer's are guessed: for each
+        token as many as the `most` that one has here."""
         slots = self.slots.hold(self.layer, experts)
         self._expect_next(x, most)
         return slots
