@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+import os
+import resource
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,10 @@ import torch
 from openk2.chat.template import ChatTemplate
 from openk2.config import ModelConfig
 from openk2.errors import CheckpointError, ConfigError, DataError, TrainingError
-from openk2.evals.lines import LineFile
 from openk2.models import ForwardBatch, K2Model
 from openk2.training.assemble import open_run
 from openk2.training.data import conversations
+from openk2.training.export import export_model
 from openk2.training.files import collect_conversations, collect_texts
 from openk2.training.init import random_init_
 from openk2.training.recipe import DataConfig, Recipe, StageConfig
@@ -285,24 +287,48 @@ def test_a_full_disk_leaves_the_old_state(small: Recipe, template: ChatTemplate,
     trainer.save()
     before = (tmp_path / "state.pt").read_bytes()
     trainer.train_step()
-    (tmp_path / "state.pt.partial").symlink_to("/dev/full")
+    aside = tmp_path / f".state.pt.writing-{os.getpid()}"
+    aside.symlink_to("/dev/full")
     with pytest.raises(
         TrainingError, match=r"state of step 2 .*No space left on device; the last state, .*, is intact"
     ):
         trainer.save()
-    assert (tmp_path / "state.pt").read_bytes() == before and not (tmp_path / "state.pt.partial").exists()
+    assert (tmp_path / "state.pt").read_bytes() == before and not aside.is_symlink()
     trainer.save()
 
 
-def test_a_full_disk_under_the_log_stops_the_run(
-    small: Recipe, template: ChatTemplate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(self: LineFile, entry: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.fixture
+def full_disk() -> Iterator[Callable[[int], None]]:
+    """Makes every write past so many bytes of a file fail, as one on a full disk does, until the test's end."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda most: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    monkeypatch.setattr(LineFile, "write", full)
-    with pytest.raises(TrainingError, match=r"cannot write .*log\.jsonl: No space left on device"):
+
+def test_a_full_disk_under_the_log_stops_the_run(
+    small: Recipe, template: ChatTemplate, tmp_path: Path, full_disk: Callable[[int], None]
+) -> None:
+    full_disk(1000)
+    with pytest.raises(TrainingError, match=r"cannot write .*log\.jsonl: File too large; the last state is intact"):
         trainer_of(small, template, tmp_path).run([])
+    assert (tmp_path / "log.jsonl").stat().st_size == 1000
+    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+    trainer_of(small, template, tmp_path).run([])
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()][:5] == [
+        1,
+        2,
+        3,
+        1,
+        2,
+    ]
+
+
+def test_a_full_disk_under_the_export_is_told(small: Recipe, tmp_path: Path, full_disk: Callable[[int], None]) -> None:
+    trainer, _ = open_run(replace(small, model=replace(small.model, vocab_size=516)), tmp_path / "run")
+    full_disk(2000)
+    with pytest.raises(TrainingError, match="cannot write the model to .*out: .*; the run's state is intact"):
+        export_model(trainer, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_reader_that_leaves_is_not_the_logs_fault(small: Recipe, template: ChatTemplate, tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 from openk2.errors import DataError
 
@@ -17,7 +18,8 @@ class LineFile:
     def __init__(self, path: Path) -> None:
         try:
             kept = path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
-            self._file: TextIO = path.open("a", encoding="utf-8")
+            # Unbuffered: what a full disk refused would be tried again on closing, and hide the first error.
+            self._file: FileIO = path.open("ab", buffering=0)
             self._file.truncate(kept)
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror or error}", param=str(path)) from error
@@ -31,5 +33,7 @@ class LineFile:
         self._file.close()
 
     def write(self, entry: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._file.flush()
+        """Raises OSError, such as on a full disk; then the file ends in a part of the line."""
+        line = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8")
+        while line:
+            line = line[self._file.write(line) :]
