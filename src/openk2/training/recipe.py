@@ -152,6 +152,20 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where the run's records go beside its log (`training/tracking.py`)."""
+
+    tensorboard: bool = False
+    """To the folder `tensorboard` in the run's."""
+    wandb: str | None = None
+    """To Weights & Biases: a project, or `entity/project`."""
+
+    def __post_init__(self) -> None:
+        if self.wandb is not None and not isinstance(self.wandb, str):
+            raise ConfigError(f"tracking.wandb is a project's name, not {self.wandb!r}", param="tracking.wandb")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     model: ModelConfig
     """The `[model]` section: a preset with changes. Left out with a checkpoint as `init`: that one's."""
@@ -166,6 +180,7 @@ class Recipe:
     rl: RLConfig | None = None
     """Learn from the model's own answers; the data give the prompts, and the batches that keep it from forgetting."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     name: str = "run"
     seed: int = 0
     init: str = "structured"
@@ -249,6 +264,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         "optimizer": _build(OptimizerConfig, raw.pop("optimizer", {}), "optimizer"),
         "guides": _build(GuidesConfig, raw.pop("guides", {}), "guides"),
         "parallel": _build(ParallelConfig, raw.pop("parallel", {}), "parallel"),
+        "tracking": _build(TrackingConfig, raw.pop("tracking", {}), "tracking"),
         "tokenizer": _build(TokenizerConfig, raw.pop("tokenizer", {}), "tokenizer"),
     }
     return _build(Recipe, {**values, **raw})

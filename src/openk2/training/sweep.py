@@ -16,7 +16,7 @@ from typing import Any, Literal
 from openk2.errors import ConfigError, DataError, DivergedError
 from openk2.evals.lines import LineFile
 from openk2.training.assemble import open_run
-from openk2.training.recipe import Recipe
+from openk2.training.recipe import Recipe, TrackingConfig
 from openk2.training.report import SMOOTHED
 from openk2.training.run_log import read_log
 
@@ -212,7 +212,7 @@ def _train(
 
 
 def _recipe_digest(recipe: Recipe) -> str:
-    return _digest(json.dumps(_given(recipe), sort_keys=True))
+    return _digest(json.dumps(_given(replace(recipe, tracking=TrackingConfig())), sort_keys=True))
 
 
 def _given(value: Any) -> Any:

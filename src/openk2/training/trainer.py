@@ -35,6 +35,7 @@ from openk2.training.qk_clip import qk_clip_
 from openk2.training.recipe import Recipe
 from openk2.training.source import Source
 from openk2.training.state import STATE_FILE, read_state, write_state
+from openk2.training.tracking import trackers
 from openk2.training.validate import Validation, validate
 
 if TYPE_CHECKING:
@@ -222,12 +223,15 @@ class Trainer:
         """Train to the schedule's end, or until `max_seconds` have passed; validate, save and log on the way.
 
         `report` is given every record that goes to the log. Of several ranks only the first logs, reports and writes.
-        Raises TrainingError when state or log cannot be written.
+        Raises TrainingError when state or log cannot be written, EnvironmentFault for trackers that are not installed.
         """
         if self.ranks.index > 0:
             self._run(held, max_seconds, lambda entry: None)
             return
-        with LineFile(self.folder / LOG_FILE) as log:
+        with (
+            trackers(self.recipe, self.folder, self.tokens) as tracked,
+            LineFile(self.folder / LOG_FILE) as log,
+        ):
 
             def record(entry: dict[str, Any]) -> None:
                 try:
@@ -236,6 +240,8 @@ class Trainer:
                     raise TrainingError(
                         f"cannot write {self.folder / LOG_FILE}: {error.strerror or error}; the last state is intact"
                     ) from None
+                for tracker in tracked:
+                    tracker.record(entry)
                 report(entry)
 
             self._run(held, max_seconds, record)
