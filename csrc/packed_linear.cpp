@@ -22,7 +22,8 @@ void multiply_rows(const PackedLinear& args) {
         for (int64_t tile = task * kTilesPerTask; tile < end; ++tile) {
             for (int64_t row = 0; row < args.tokens; row += kRowBlock) {
                 const int count = args.tokens - row < kRowBlock ? static_cast<int>(args.tokens - row) : kRowBlock;
-                const int64_t rows[kRowBlock] = {row, row + 1, row + 2, row + 3};
+                int64_t rows[kRowBlock];
+                for (int m = 0; m < kRowBlock; ++m) rows[m] = row + m;
                 Lanes out[kRowBlock];
                 tile_products<format>(w.data + tile * bytes, a, rows, count, out);
                 for (int m = 0; m < count; ++m)

@@ -22,14 +22,19 @@ namespace {
 
 typedef int32_t I32 __attribute__((vector_size(kRegisterBytes)));
 
-constexpr int kRowBlock = 4;  // rows that share one unpacking of the weights
+constexpr int kRowBlock = kRegisterBytes == 64 ? 8 : 4;  // rows that share one unpacking of the weights
+
+// What weights are above their value where they are taken unsigned: int4 as it lies in memory, int8 for instructions
+// that want one side so.
+constexpr int32_t too_large(PackedFormat format) { return format == PackedFormat::int4 ? 8 : 128; }
 
 struct Activations {
     int64_t groups;
-    float* values;   // (rows, groups * 32): bf16 only
-    int8_t* quants;  // (rows, groups * 32)
-    float* scales;   // (rows, groups)
-    int32_t* sums;   // (rows, groups): of the quants
+    float* values;    // (rows, groups * 32): bf16 only
+    int8_t* quants;   // (rows, groups * 32)
+    float* scales;    // (rows, groups)
+    int32_t* shifts;  // (rows, groups): minus the sum of the quants, times `too_large`
+    int32_t too_large;
 };
 
 inline Activations activations_at(uint8_t*& scratch, PackedFormat format, int64_t rows, int64_t cols) {
@@ -43,7 +48,8 @@ inline Activations activations_at(uint8_t*& scratch, PackedFormat format, int64_
         at += padded(rows * a.groups * kGroup);
         a.scales = reinterpret_cast<float*>(at);
         at += padded(rows * a.groups * 4);
-        a.sums = reinterpret_cast<int32_t*>(at);
+        a.shifts = reinterpret_cast<int32_t*>(at);
+        a.too_large = too_large(format);
     }
     scratch += activation_bytes(format, rows, cols);
     return a;
@@ -82,7 +88,7 @@ inline void put_group(const Activations& a, int64_t row, int64_t group, const fl
         to[i] = static_cast<int8_t>(quant);
         sum += quant;
     }
-    a.sums[row * a.groups + group] = sum;
+    a.shifts[row * a.groups + group] = -a.too_large * sum;
 }
 
 inline void put_row(const Activations& a, int64_t row, const float* x, int64_t cols) {
@@ -104,13 +110,11 @@ inline int32_t four_bytes(const int8_t* from) {
 
 // Dot products of one group: 16 matrix rows with M activation rows.
 template <PackedFormat format, int M>
-inline void group_dots(const uint8_t* quants, const int8_t* const (&x)[M], const int32_t (&sums)[M],
+inline void group_dots(const uint8_t* quants, const int8_t* const (&x)[M], const int32_t* const (&shifts)[M],
                        Integers (&dots)[M]) {
 #if defined(__AVX512VNNI__)
-    // vpdpbusd wants one side unsigned: weights are taken 8 (int4) or 128 (int8) too large.
-    constexpr int32_t kShift = format == PackedFormat::int4 ? 8 : 128;
     __m512i acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = _mm512_set1_epi32(-kShift * sums[m]);
+    for (int m = 0; m < M; ++m) acc[m] = _mm512_set1_epi32(*shifts[m]);
     if constexpr (format == PackedFormat::int4) {
         const __m512i low = _mm512_set1_epi8(15);
         for (int j = 0; j < 4; ++j) {
@@ -149,7 +153,7 @@ inline void group_dots(const uint8_t* quants, const int8_t* const (&x)[M], const
                 }
             }
             for (int m = 0; m < M; ++m)
-                dots[m].part[p] = (I32)_mm256_sub_epi32(_mm256_madd_epi16(acc[m], ones), _mm256_set1_epi32(8 * sums[m]));
+                dots[m].part[p] = (I32)_mm256_add_epi32(_mm256_madd_epi16(acc[m], ones), _mm256_set1_epi32(*shifts[m]));
         } else {
             // |x| times w with x's sign: two products of at most 127 * 127 fit 16 bits, so nothing saturates.
             for (int j = 0; j < 8; ++j) {
@@ -178,7 +182,7 @@ inline void group_dots(const uint8_t* quants, const int8_t* const (&x)[M], const
         }
         __builtin_memcpy(&dots[m], acc, sizeof acc);
     }
-    (void)sums;
+    (void)shifts;
 #endif
 }
 
@@ -197,13 +201,13 @@ inline void tile_products(const uint8_t* tile, const Activations& a, const int64
     } else {
         for (int64_t g = 0; g < a.groups; ++g, tile += block_bytes(format)) {
             const int8_t* x[M];
-            int32_t sums[M];
+            const int32_t* shifts[M];
             for (int m = 0; m < M; ++m) {
                 x[m] = a.quants + (rows[m] * a.groups + g) * kGroup;
-                sums[m] = a.sums[rows[m] * a.groups + g];
+                shifts[m] = a.shifts + rows[m] * a.groups + g;
             }
             Integers dots[M];
-            group_dots<format, M>(tile + 32, x, sums, dots);
+            group_dots<format, M>(tile + 32, x, shifts, dots);
             const Lanes scale = load(reinterpret_cast<const bf16*>(tile));
             for (int m = 0; m < M; ++m) {
                 const float x_scale = a.scales[rows[m] * a.groups + g];
@@ -217,11 +221,19 @@ inline void tile_products(const uint8_t* tile, const Activations& a, const int64
 
 template <PackedFormat format>
 inline void tile_products(const uint8_t* tile, const Activations& a, const int64_t* rows, int count, Lanes* out) {
+    if constexpr (kRowBlock > 4) {
+        switch (count) {
+            case 5: return tile_products<format, 5>(tile, a, rows, out);
+            case 6: return tile_products<format, 6>(tile, a, rows, out);
+            case 7: return tile_products<format, 7>(tile, a, rows, out);
+            case 8: return tile_products<format, 8>(tile, a, rows, out);
+        }
+    }
     switch (count) {
         case 1: return tile_products<format, 1>(tile, a, rows, out);
         case 2: return tile_products<format, 2>(tile, a, rows, out);
         case 3: return tile_products<format, 3>(tile, a, rows, out);
-        default: return tile_products<format, kRowBlock>(tile, a, rows, out);
+        default: return tile_products<format, 4>(tile, a, rows, out);
     }
 }
 
