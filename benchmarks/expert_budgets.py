@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/expert_budgets.py [--parts kl calls speed answers] [--json FILE]
 
 kl: KL(P || Q) in nats a token on held-out conversations of k2-nano, P with the trained number of experts, Q with the
-budget, prompts at the trained number, computed in float32. Each budget with each rule for the weights of the experts
-that stay: truncated (as they are), renormalised (to the sum of the full list), rescaled (to the root of its squared
-sum). By mass: the fewest experts, at least 3, whose weights have that share of the full list's.
+budget, prompts at the trained number, in float32, after every token of the answer but its last. Each budget with each
+rule for the weights of the experts that stay: truncated (as they are), renormalised (to the sum of the full list),
+rescaled (to the root of its squared sum). By mass: the fewest experts, at least 3, whose weights have that share of the
+full list's.
 calls: tool calls of k2-nano right in name and whole arguments, on `--cases` generated cases, greedy, grammar on.
 speed: decoded tokens/s of k2-nano and of random:mini in int4, alone and 8 together; budgets take turns in each round.
 answers: k2-nano from a question to the end of a short answer, with and without a prefix cache, and questions a second.
@@ -42,13 +43,14 @@ from openk2.evals import evaluate, generated_cases
 from openk2.evals.scoring import score_reply
 from openk2.llm import LLM
 from openk2.llm.source import Source, load_engine
-from openk2.models import ForwardBatch, K2Model
+from openk2.models import ForwardBatch, K2Model, PagedBatch
 from openk2.ops import ExpertBudgets, reference
 from openk2.training.data import held_cases
 from quantization_kl import KINDS, sequences
 
 BUDGETS = (3, 4, 5, 6, 7)
 """Beside the trained 8."""
+REFLEX_BUDGETS = (3, 4, 5)
 MASSES = (0.5, 0.6, 0.7, 0.8, 0.9)
 RULES = ("truncated", "renormalised", "rescaled")
 ASKED: dict[str, SamplingParams] = {
@@ -57,6 +59,8 @@ ASKED: dict[str, SamplingParams] = {
     "reflex": SamplingParams(mode="reflex"),
     "auto": SamplingParams(mode="auto"),
 }
+BLOCK = 16
+"""Tokens of a cache block."""
 QUESTION = "Hello! Who are you?"
 ANSWER_TOKENS = 16
 
@@ -82,22 +86,40 @@ def ruled(rule: str) -> Iterator[None]:
         reference.route = ours
 
 
-@torch.inference_mode()
-def log_probabilities(
-    model: K2Model, ids: list[int], prompt: int, budget: ExpertBudget | None
-) -> tuple[Tensor, Tensor]:
-    """Of every token after the prompt: (tokens, vocab); and the experts that each of them took, (tokens, layers)."""
-    trained, layers = model.config.num_experts_per_tok, model.config.num_hidden_layers
-    budget = budget or ExpertBudget(trained, trained)
-    later = torch.arange(len(ids)) >= prompt
-    budgets = ExpertBudgets(
-        torch.where(later, budget.least, trained), torch.where(later, budget.most, trained),
-        torch.where(later, budget.mass, 1.0).double(),
-    )  # fmt: skip
-    taken = torch.zeros(layers, len(ids), dtype=torch.int64)
-    hidden = model(torch.tensor(ids), ForwardBatch.packed([len(ids)], budgets=budgets, taken=taken))
-    first = model.config.first_k_dense_replace
-    return model.compute_logits(hidden[prompt - 1 : -1]).log_softmax(-1), taken[first:, prompt:].T
+class Answer:
+    """A known answer after its prompt, which is in the cache."""
+
+    @torch.inference_mode()
+    def __init__(self, model: K2Model, ids: list[int], prompt: int) -> None:
+        self.model, self.prompt, self.tokens = model, prompt, torch.tensor(ids[prompt:-1])
+        self.blocks = -(-len(ids) // BLOCK)
+        layers, latent = model.config.num_hidden_layers, model.config.latent_dim
+        self.cache = [torch.zeros(self.blocks, BLOCK, latent) for _ in range(layers)]
+        self._hidden(torch.tensor(ids[:prompt]), 0, None, None)
+
+    @torch.inference_mode()
+    def log_probabilities(self, budget: ExpertBudget) -> tuple[Tensor, Tensor]:
+        """Of what follows each of its tokens, (tokens, vocab); and the experts that each took, (tokens, MoE layers)."""
+        c, T = self.model.config, len(self.tokens)
+        budgets = ExpertBudgets(
+            torch.full((T,), budget.least),
+            torch.full((T,), budget.most),
+            torch.full((T,), budget.mass, dtype=torch.float64),
+        )
+        taken = torch.zeros(c.num_hidden_layers, T, dtype=torch.int64)
+        hidden = self._hidden(self.tokens, self.prompt, budgets, taken)
+        return self.model.compute_logits(hidden).log_softmax(-1), taken[c.first_k_dense_replace :].T
+
+    def _hidden(self, ids: Tensor, start: int, budgets: ExpertBudgets | None, taken: Tensor | None) -> Tensor:
+        positions = torch.arange(start, start + len(ids))
+        paged = PagedBatch(
+            slot_mapping=positions,
+            block_tables=torch.arange(self.blocks)[None],
+            query_starts=(0, len(ids)),
+            context_lens=(start + len(ids),),
+            generated=torch.full((len(ids),), start > 0),
+        )
+        return self.model(ids, ForwardBatch(positions, paged=paged, budgets=budgets, taken=taken), self.cache)
 
 
 def measure_kl(n: int) -> dict[str, Any]:
@@ -111,10 +133,11 @@ def measure_kl(n: int) -> dict[str, Any]:
     asked += [("reflex", "rescaled", reflex), ("auto", "rescaled", auto)]
     found: dict[tuple[str, str], list[tuple[Tensor, Tensor, Tensor]]] = {(name, rule): [] for name, rule, _ in asked}
     for ids, prompt in sequences(folder, n):
-        p, _ = log_probabilities(model, ids, prompt, None)
+        answer = Answer(model, ids, prompt)
+        p, _ = answer.log_probabilities(ExpertBudget(trained, trained))
         for name, rule, budget in asked:
             with ruled(rule):
-                q, taken = log_probabilities(model, ids, prompt, budget)
+                q, taken = answer.log_probabilities(budget)
             found[name, rule].append(((p.exp() * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1), taken))
     rows = []
     for (name, rule), parts in found.items():
@@ -145,14 +168,15 @@ def choices(parts: Sequence[Tensor], n: int, trained: int) -> dict[str, Any]:
 
 
 def measure_calls(n: int) -> list[dict[str, Any]]:
-    """With our rule through the native kernels as served, with the others through torch in float32."""
+    """With our rule through the native kernels as served, with the others through torch in float32, which is slow: they
+    have reflex's budgets only."""
     cases = generated_cases(held_cases, n, 0)
     rows = []
     for rule in reversed(RULES):
         served = {} if rule == "rescaled" else {"dtype": torch.float32}
         with ruled(rule), LLM("k2-nano", **served) as llm:
             for name, asked in ASKED.items():
-                if rule != "rescaled" and asked.topk is None:
+                if rule != "rescaled" and asked.topk not in REFLEX_BUDGETS:
                     continue
                 greedy = replace(asked, temperature=0.0, max_tokens=512)
                 report = evaluate(llm, cases, sampling=greedy)
