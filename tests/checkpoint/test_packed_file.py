@@ -84,7 +84,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fails(fd: int) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(packed_file.os, "fsync", fails)
+    monkeypatch.setattr("openk2.config.whole_file.os.fsync", fails)
     with pytest.raises(OSError, match="disk full"):
         write_packed(path, "new", stacks)
     assert [file.name for file in tmp_path.iterdir()] == ["w.packed"]
@@ -99,7 +99,7 @@ from pathlib import Path
 from openk2.checkpoint import packed_file
 from openk2.ops.packed import PackedLayout
 from openk2.quant import empty_stack
-packed_file.os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
+os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
 packed_file.write_packed(Path({str(tmp_path)!r}) / "w.packed", "s", {{"a": empty_stack(PackedLayout("int4", 1, 9, 9))}})
 """
     done = subprocess.run([sys.executable, "-c", program], env=dict(os.environ), check=False)

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from openk2.checkpoint.direct_read import forget, open_direct
 from openk2.checkpoint.packed_header import PAGE, begin_of_file, data_begin, read_header, whole_pages
+from openk2.config.whole_file import remove_abandoned, whole_file
 from openk2.errors import CheckpointError
 from openk2.quant import PackedLayout
 
@@ -103,7 +104,7 @@ def write_experts(path: Path, source: str, shape: ExpertShape) -> Iterator[Exper
     """
     begin = data_begin(len(_header(source, shape, [0] * (3 * shape.count))))
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path)
     needed, free = begin + shape.count * shape.record_bytes, shutil.disk_usage(path.parent).free
     if needed > free:
         raise CheckpointError(
@@ -111,23 +112,17 @@ def write_experts(path: Path, source: str, shape: ExpertShape) -> Iterator[Exper
             "another folder",
             param=str(path),
         )
-    aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.truncate(needed)
-            writer = ExpertWriter(file.fileno(), begin, shape)
-            yield writer
-            if None in writer.crc32:
-                raise CheckpointError(f"{path}: not every expert was given", param=str(path))
-            header = _header(source, shape, [crc or 0 for crc in writer.crc32])
-            file.write(begin_of_file(MAGIC, header))
-            file.flush()
-            os.fsync(file.fileno())
-            forget(file.fileno(), 0, needed)
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as aside, aside.open("wb") as file:
+        file.truncate(needed)
+        writer = ExpertWriter(file.fileno(), begin, shape)
+        yield writer
+        if None in writer.crc32:
+            raise CheckpointError(f"{path}: not every expert was given", param=str(path))
+        header = _header(source, shape, [crc or 0 for crc in writer.crc32])
+        file.write(begin_of_file(MAGIC, header))
+        file.flush()
+        os.fsync(file.fileno())
+        forget(file.fileno(), 0, needed)
 
 
 class ExpertFile:
@@ -210,24 +205,6 @@ def _read_header(path: Path, source: str, shape: ExpertShape) -> tuple[int, list
         raise refused(path, "made from other weights or formats")
     digits = facts["crc32"]
     return begin, [int(digits[i : i + 8], 16) for i in range(0, len(digits), 8)]
-
-
-def _remove_abandoned(path: Path) -> None:
-    """What processes that are gone left half written: it is never read, but takes as much disk as the file itself."""
-    for left in path.parent.glob(f".{path.name}.writing-*"):
-        pid = left.name.rpartition("-")[2]
-        if pid.isdigit() and not _is_running(int(pid)):
-            left.unlink(missing_ok=True)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def zero_bytes(layout: PackedLayout) -> Tensor:

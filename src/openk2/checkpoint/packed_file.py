@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor
 
 from openk2.checkpoint.packed_header import begin_of_file, data_begin, read_header, whole_pages
+from openk2.config.whole_file import whole_file
 from openk2.errors import CheckpointError
 from openk2.quant import PackedLayout, PackedStack
 
@@ -51,21 +51,13 @@ def write_packed(path: Path, source: str, stacks: Mapping[str, PackedStack]) -> 
         end += whole_pages(stack.data.numel())
     header = json.dumps({"source": source, "bytes": end, "stacks": entries}).encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(begin_of_file(MAGIC, header))
-            begin = data_begin(len(header))
-            for entry, stack in zip(entries, stacks.values(), strict=True):
-                file.seek(begin + entry["offset"])
-                file.write(stack.data.numpy().data)
-            file.truncate(begin + end)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    with whole_file(path) as aside, aside.open("wb") as file:
+        file.write(begin_of_file(MAGIC, header))
+        begin = data_begin(len(header))
+        for entry, stack in zip(entries, stacks.values(), strict=True):
+            file.seek(begin + entry["offset"])
+            file.write(stack.data.numpy().data)
+        file.truncate(begin + end)
 
 
 def map_packed(

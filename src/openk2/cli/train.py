@@ -181,16 +181,15 @@ def merge(
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all. Raises EnvironmentFault when it cannot be written."""
+    from openk2.config.whole_file import whole_file
     from openk2.errors import EnvironmentFault
 
     if path.is_dir():
         raise EnvironmentFault(f"cannot write {path}: it is a folder")
-    aside = path.with_name(f".{path.name}.writing")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        with whole_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
     except OSError as error:
-        aside.unlink(missing_ok=True)
         raise EnvironmentFault(f"cannot write {path}: {error.strerror or error}") from None
 
 

@@ -86,10 +86,12 @@ def command(
 
 
 def _write(path: Path, text: str) -> None:
+    from openk2.config.whole_file import whole_file
     from openk2.errors import DataError
 
     try:
-        path.write_text(text, encoding="utf-8", errors="replace")
+        with whole_file(path) as aside:
+            aside.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror or error}", param=str(path)) from error
 

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openk2.config.whole_file import whole_file
 from openk2.errors import CheckpointError, TrainingError
 from openk2.models import K2Model
 from openk2.training.lora import LoraConfig, adapters
@@ -45,13 +46,11 @@ def save_adapter(model: K2Model, config: LoraConfig, base: str, folder: Path) ->
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{WEIGHTS_FILE}.writing"
-        save_file(tensors, aside, metadata={"format": "pt"})
-        aside.chmod(0o644)
-        aside.replace(folder / WEIGHTS_FILE)
-        aside = folder / f".{CONFIG_FILE}.writing"
-        aside.write_text(json.dumps(described, indent=2) + "\n")
-        aside.replace(folder / CONFIG_FILE)
+        with whole_file(folder / WEIGHTS_FILE) as aside:
+            save_file(tensors, aside, metadata={"format": "pt"})
+            aside.chmod(0o644)
+        with whole_file(folder / CONFIG_FILE) as aside:
+            aside.write_text(json.dumps(described, indent=2) + "\n")
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"cannot write the adapter to {folder}: {error}") from None
 

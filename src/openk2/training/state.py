@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from openk2.config.whole_file import whole_file
 from openk2.errors import CheckpointError, TrainingError
 
 STATE_FILE = "state.pt"
@@ -24,20 +25,16 @@ def write_state(state: dict[str, Any], folder: Path, *, keep: int = 1) -> None:
 
     Raises TrainingError when it cannot be written, such as on a full disk; the old states are untouched then.
     """
-    path, partial = folder / STATE_FILE, folder / (STATE_FILE + ".partial")
+    path = folder / STATE_FILE
     try:
-        with partial.open("wb") as file:
+        with whole_file(path) as aside, aside.open("wb") as file:
             guarded = _Guarded(file)
             torch.save(state, guarded)  # type: ignore[arg-type]
             if guarded.error is not None:
                 raise guarded.error
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
         if keep > 1:
             _number(path, folder / f"state-{state['step']:08}.pt")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         reason = error.strerror or error
         before = f"the last state, {path}, is intact" if path.exists() else "there is no earlier state"
         raise TrainingError(f"cannot write the state of step {state['step']} to {folder}: {reason}; {before}") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from openk2.chat.template import sort_keys
+from openk2.config.whole_file import whole_file
 from openk2.errors import ConfigError, TokenizerError
 from openk2.tokenizer import Tokenizer, save_ranks
 from openk2.training.bpe import MERGES, train_ranks
@@ -82,9 +83,8 @@ def _write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in writers.items():
-            aside = folder / f".{name}.writing"
-            write(aside)
-            aside.replace(folder / name)
+            with whole_file(folder / name) as aside:
+                write(aside)
     except OSError as error:
         raise TokenizerError(f"cannot write the vocabulary to {folder}: {error.strerror or error}") from None
 
