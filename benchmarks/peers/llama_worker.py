@@ -87,7 +87,7 @@ class LlamaSide:
             self.filled.append(-1)
             return
         self.filled += self._feed([(sequence, 0, prompt)])
-        if len(prompt) > 512:
+        if len(prompt) > 1:
             tokens = (llama.llama_token * len(prompt))(*prompt)
             llama.llama_state_seq_save_file(self.context, str(path).encode(), sequence, tokens, len(prompt))
 

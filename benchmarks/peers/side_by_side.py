@@ -3,7 +3,7 @@
     python benchmarks/peers/build_models.py FOLDER
     python benchmarks/peers/side_by_side.py FOLDER --json FILE [--models mini] [--bits 4] [--threads 1] [--minutes 8]
 
-4 bits: openk2's int4 (groups of 32) against llama.cpp's Q4_0 and Q4_K_M, each with the options of `--peers`; 16 bits:
+4 bits: openk2's int4 (groups of 32) against llama.cpp's Q4_0 and Q4_K_M, each with the options of `PEERS`; 16 bits:
 bfloat16 on both sides. A round times each side once, one after the other, in turned order; the others sleep meanwhile.
 FILE is also what a later call goes on from: only rounds that it lacks are run, so `--minutes` and the selections cut
 the work into pieces. Counted is the median of the rounds; the ratio is openk2's to the peer that is fastest in that
@@ -36,8 +36,14 @@ from openk2.planner.machine import processor_name
 HERE = Path(__file__).parent
 OWN = "openk2"
 FORMATS = {4: "int4", 16: "bf16"}
-PEERS = {4: ("q4_0", "q4_0 fa=0", "q4_k_m", "q4_k_m repack=0", "q4_k_m repack=0 fa=0"), 16: ("bf16", "bf16 fa=0")}
-"""llama.cpp's best options differ by figure."""
+PEERS = {
+    (4, "prefill"): ("q4_0", "q4_0 fa=0", "q4_k_m", "q4_k_m repack=0 fa=0"),
+    (4, "decode"): ("q4_0", "q4_k_m", "q4_k_m repack=0"),
+    (16, "prefill"): ("bf16", "bf16 fa=0"),
+    (16, "decode"): ("bf16",),
+}
+"""llama.cpp's formats and the options that may be its best. Flash attention, on by itself, costs it only in prompts;
+weights that it repacks as it loads them cost it in prompts of Q4_K_M."""
 STORED_BITS = {4: 4.5, 16: 16.0}
 """Of a weight in openk2's packed layout, scales included."""
 
@@ -219,12 +225,12 @@ def measure(arguments: argparse.Namespace, record: Record) -> bool:
     end = time.monotonic() + 60 * arguments.minutes
     for model in arguments.models:
         for bits in arguments.bits:
-            sides = [OWN, *(arguments.peers or PEERS[bits])]
             with contextlib.ExitStack() as stack:
                 workers: dict[str, Worker] = {}
                 for threads in arguments.threads:
                     for figure in arguments.figures:
                         cell = (model, bits, threads, figure)
+                        sides = [OWN, *(arguments.peers or PEERS[bits, FIGURES[figure].kind])]
                         done = {side: {s["round"] for s in samples} for side, samples in record.of(cell).items()}
                         for number in range(arguments.rounds):
                             for side in turned(sides, number):
@@ -252,7 +258,7 @@ def main() -> None:
     parser.add_argument("--bits", nargs="+", type=int, choices=FORMATS, default=list(FORMATS))
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--figures", nargs="+", choices=FIGURES, default=list(FIGURES))
-    parser.add_argument("--peers", nargs="+", help="such as q4_0 'q4_k_m repack=0 fa=0'; default: those of the bits")
+    parser.add_argument("--peers", nargs="+", help="such as q4_0 'q4_k_m repack=0 fa=0'; default: see PEERS")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin nothing after so many")
     parser.add_argument("--note", default="", help="what else runs on the machine")
