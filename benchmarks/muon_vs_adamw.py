@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from openk2.config import ModelConfig, preset
+from openk2.config.whole_file import whole_file
 from openk2.models import K2Model
 from openk2.planner.machine import processor_name
 from openk2.training.recipe import DataConfig, OptimizerConfig, Recipe, StageConfig, TokenizerConfig
@@ -284,13 +285,11 @@ def gather_texts(path: Path) -> None:
     for package in ("asyncio", "email", "http", "json", "logging", "multiprocessing", "unittest", "xml/dom"):
         files += sorted((places["stdlib"] / package).glob("*.py"))
     files += sorted(places["purelib"].glob("*.dist-info/METADATA"))
-    aside = path.with_suffix(".writing")
-    with aside.open("w", encoding="utf-8") as out:
+    with whole_file(path) as aside, aside.open("w", encoding="utf-8") as out:
         for file in files:
             text = file.read_bytes()[:DOCUMENT_BYTES].decode("utf-8", errors="ignore")
             if text.strip():
                 out.write(json.dumps({"text": text}) + "\n")
-    aside.replace(path)
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
