@@ -51,7 +51,7 @@ def stacks(count: int, rows: int, weights: Tensor) -> bool:
     return agrees
 
 
-def _cancelling(
+def cancelling(
     count: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Inputs (count, rows, in) and matrices (count, out, in) whose products are sums of terms that cancel in pairs."""
@@ -65,7 +65,7 @@ def _cancelling(
 
 
 def _prove_stack(count: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype) -> bool:
-    x, weights = _cancelling(count, rows, out_features, in_features, dtype)
+    x, weights = cancelling(count, rows, out_features, in_features, dtype)
     stack = weights.transpose(1, 2)
     single = torch.stack([torch.mm(tile, weight) for tile, weight in zip(x, stack, strict=True)])
     return torch.equal(torch.bmm(x, stack), single)
@@ -73,7 +73,7 @@ def _prove_stack(count: int, rows: int, out_features: int, in_features: int, dty
 
 def _prove(out_features: int, in_features: int, dtype: torch.dtype) -> tuple[int, ...]:
     """Sizes whose rows equal those of tiles of BASE_ROWS, at every place in the tile; else single rows."""
-    xs, weights = _cancelling(1, CPU_ROWS[0], out_features, in_features, dtype)
+    xs, weights = cancelling(1, CPU_ROWS[0], out_features, in_features, dtype)
     x, weight = xs[0], weights[0].t()
 
     def product(x: Tensor, size: int) -> Tensor:
