@@ -236,6 +236,10 @@ def test_sampling_is_the_requests_then_the_checkpoints_then_the_default(
     assert resolved(SamplingParams(max_tokens=99_999)).max_tokens == room
     with pytest.raises(RequestError, match="topk"):
         resolved(SamplingParams(topk=3))
+    assert resolved().mode is None and resolved(SamplingParams(mode="auto")).mode == "auto"
+    monkeypatch.setattr(llm, "sampling_defaults", SamplingParams(mode="reflex"))
+    assert resolved().mode == "reflex" and resolved(SamplingParams(mode="deliberative")).mode == "deliberative"
+    assert resolved(SamplingParams(topk=1)).mode is None, "a number is in place of a mode"
 
 
 def test_the_end_is_the_union_of_both_configs(folder: Path, llm: LLM) -> None:

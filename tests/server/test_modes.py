@@ -6,6 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from openk2.chat.messages import ExpertUse, Usage
+from openk2.cli.serve import command
+from openk2.errors import ConfigError
+from openk2.server.request_record import RequestRecord
 
 from .conftest import HTTP, RunningServer
 
@@ -101,6 +108,32 @@ def test_several_choices_add_up_and_are_counted(nano_server: RunningServer) -> N
     assert new[1] == new[2] == new[6] == new[7] == new[8] == 0
     taken, choices = sum(number * times for number, times in new.items()), sum(new.values())
     assert usage["experts"]["per_token"] == pytest.approx(taken / choices, abs=1e-3)
+
+
+def test_the_log_line_adds_up_the_choices() -> None:
+    record = RequestRecord(request_id="r", method="POST", path="/v1/chat/completions")
+    record.add_usage(Usage(10, 2))
+    assert "mode" not in record.fields() and "experts_per_token" not in record.fields()
+    record.add_usage(Usage(10, 3, experts=ExpertUse("auto", 12, 4)))
+    record.add_usage(Usage(10, 3, experts=ExpertUse("auto", 24, 4)))
+    told = record.fields()
+    assert (told["mode"], told["experts_per_token"], told["completion_tokens"], told["prompt_tokens"]) == (
+        "auto", 4.5, 8, 10,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--mode", "quick"], "one of reflex, deliberative, auto"),
+        (["--mode", "auto", "--upstream", "http://127.0.0.1:9/v1"], "--mode"),
+    ],
+)
+def test_the_option_of_serve_is_checked(options: list[str], said: str) -> None:
+    app = Typer()
+    app.command()(command)
+    done = CliRunner().invoke(app, options)
+    assert isinstance(done.exception, ConfigError) and said in str(done.exception)
 
 
 def test_one_token_has_no_count(nano_server: RunningServer) -> None:
