@@ -51,9 +51,7 @@ def stacks(count: int, rows: int, weights: Tensor) -> bool:
     return agrees
 
 
-def cancelling(
-    count: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+def cancelling(count: int, rows: int, out_features: int, in_features: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Inputs (count, rows, in) and matrices (count, out, in) whose products are sums of terms that cancel in pairs."""
     generator = torch.Generator().manual_seed(0)
     half = -(-in_features // 2)
