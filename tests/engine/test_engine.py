@@ -257,6 +257,27 @@ class Script:
         return forced[:3]  # the rest with the next question, as a grammar may
 
 
+def test_a_deep_prompt_takes_longer_chunks_while_no_answer_waits(recorder: Make) -> None:
+    run = recorder(enable_prefix_caching=False, max_num_batched_tokens=8)
+    sizes: list[list[int]] = []
+    inner = run.engine.runner.run
+
+    def noting(chunks):  # type: ignore[no-untyped-def]
+        sizes.append([chunk.num_tokens for chunk in chunks])
+        return inner(chunks)
+
+    run.engine.runner.run = noting  # type: ignore[method-assign]
+    run.add("alone", prompt(100), max_tokens=1)
+    run.run()
+    assert sizes == [[8], [8], [16], [32], [32], [4]]
+    sizes.clear()
+    run.add("answers", prompt(8, seed=1), max_tokens=30)
+    run.step()
+    run.add("waits", prompt(100), max_tokens=1)
+    run.run()
+    assert all(sum(step) <= 8 for step in sizes)
+
+
 @pytest.mark.parametrize("opening", [["?"], [5, 6, 7, 8, 9], []], ids=["choice", "forced", "none"])
 @pytest.mark.parametrize(
     "end", [{}, {"stop": [13]}, {"max_tokens": 8}, {"topk": 2}, {"temperature": 1.0, "seed": 5}], ids=str

@@ -29,7 +29,8 @@ class EngineConfig:
     num_blocks: int | None = None
     """Cache blocks, one of which stays unused. None: every sequence at full length, within 1 GiB."""
     max_num_batched_tokens: int = 512
-    """Tokens of one step; a longer prompt goes through in chunks."""
+    """Tokens of one step; a longer prompt goes through in chunks. A deep prompt may take up to four times as
+    many while no answer is being written."""
     max_num_seqs: int = 16
     """Requests that run at once; the others wait."""
     max_model_len: int | None = None

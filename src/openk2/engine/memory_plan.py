@@ -15,6 +15,7 @@ from openk2.config import ModelConfig, show_bytes
 from openk2.engine.engine import EngineConfig
 from openk2.engine.kv_cache import DEFAULT_BYTES, block_bytes, default_num_blocks
 from openk2.engine.model_runner import LOGIT_ROWS
+from openk2.engine.scheduler import most_step_tokens
 from openk2.errors import ConfigError
 from openk2.models import K2Model
 from openk2.models.packed import PackedExperts, pack_modules, packed_stacks
@@ -127,7 +128,7 @@ def plan_memory(
 
 def _step_bytes(c: ModelConfig, engine: EngineConfig, window: int) -> int:
     """Of the largest step's tensors, which are float32: those of one layer live at once, then those of the logits."""
-    tokens, heads = engine.max_num_batched_tokens, c.num_attention_heads
+    tokens, heads = most_step_tokens(engine.max_num_batched_tokens, window), c.num_attention_heads
     key, value = c.qk_nope_head_dim + c.qk_rope_head_dim, c.v_head_dim
     if cpu.available():  # each thread: a head's weights, a block of keys as cached and expanded, the step's queries
         expanded = c.qk_nope_head_dim + value + QUERY_ROWS

@@ -8,6 +8,14 @@ from dataclasses import dataclass
 from openk2.engine.block_manager import BlockManager
 from openk2.engine.request import ExpertUse, RequestState
 
+DEEP_FACTOR = 4
+"""By which the steps of deep prompts may be larger than others."""
+
+
+def most_step_tokens(max_num_batched_tokens: int, window: int) -> int:
+    """Of one step, where no sequence is longer than `window`."""
+    return max(max_num_batched_tokens, min(DEEP_FACTOR * max_num_batched_tokens, window // 2))
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -47,9 +55,9 @@ class Scheduler:
         """Those of them that the prefix cache held."""
 
     def schedule(self) -> list[Chunk]:
-        """The chunks of the next step, at most `max_num_batched_tokens` tokens; empty when there is no work."""
+        """The chunks of the next step, at most `_step_tokens` tokens; empty when there is no work."""
         chunks: dict[RequestState, Chunk] = {}
-        budget = self.max_num_batched_tokens
+        budget = self._step_tokens()
         preempted = False
         for request in sorted(self.running, key=lambda r: r.is_prefilling):
             count = min(request.num_remaining, budget)
@@ -97,6 +105,18 @@ class Scheduler:
             tokens = request.token_ids[index * size : (index + 1) * size]
             request.chain = self.blocks.register(request.chain, tokens, request.blocks[index])
             request.num_chained = index + 1
+
+    def _step_tokens(self) -> int:
+        """Of the next step: `max_num_batched_tokens`, or more for a deep prompt whose step no answer waits for.
+
+        Attention expands the earlier keys once a chunk. With chunks as long as the prompt is deep, that stays a fixed
+        share of its work, and the weights are read less often.
+        """
+        usual = self.max_num_batched_tokens
+        if not all(request.is_prefilling for request in self.running):
+            return usual
+        deepest = max((request.num_computed for request in self.running), default=0)
+        return max(usual, min(deepest, DEEP_FACTOR * usual))
 
     def _admit(self, request: RequestState) -> bool:
         """Give a waiting request its cached prefix and room for all of its tokens; False changes nothing."""
