@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import secrets
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +12,12 @@ from torch import Tensor
 
 from openk2.config import ExpertBudget, ModelConfig, SamplingParams, expert_budget
 from openk2.engine.block_manager import BlockManager
+from openk2.engine.drafts import MOST_DRAFT_TOKENS, Drafter, common
 from openk2.engine.kv_cache import LatentCache, default_num_blocks
 from openk2.engine.model_runner import ModelRunner
 from openk2.engine.request import EngineRequest, FinishReason, RequestState, StepOutput, TokenLogprobs
 from openk2.engine.sampler import Failure, certain, logprobs, sample
-from openk2.engine.scheduler import Scheduler
+from openk2.engine.scheduler import Chunk, Scheduler
 from openk2.errors import ConfigError, ContextLengthError, RequestError
 from openk2.models import K2Model
 from openk2.models.packed_stored import ExpertCacheStats, stored_experts
@@ -36,6 +39,9 @@ class EngineConfig:
     max_model_len: int | None = None
     """Prompt plus answer, in tokens. None: the model's window."""
     enable_prefix_caching: bool = True
+    num_speculative_tokens: int = 0
+    """Most tokens of a request that are guessed from its own text and checked in one step, where that pays
+    (docs/drafts.md)."""
     record_routing: bool = False
     """Tell with each finished request which experts its tokens went through: for training on the answers."""
 
@@ -50,6 +56,11 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name} must be at least {least}, not {value}", param=name)
+        if not 0 <= self.num_speculative_tokens <= MOST_DRAFT_TOKENS:
+            raise ConfigError(
+                f"num_speculative_tokens must be between 0 and {MOST_DRAFT_TOKENS}, not {self.num_speculative_tokens}",
+                param="num_speculative_tokens",
+            )
 
 
 @dataclass(frozen=True)
@@ -69,6 +80,11 @@ class EngineStats:
     """Those of them that the prefix cache held."""
     generated_tokens: int
     preemptions: int
+    drafts: int = 0
+    """Of a request in a step."""
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    """Of the drafts' tokens, those that came."""
     experts_taken: tuple[int, ...] = ()
     """By number: how often a router gave a generated token so many experts."""
     experts: ExpertCacheStats | None = None
@@ -113,6 +129,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
             max_num_seqs=config.max_num_seqs,
         )
+        self.drafter = Drafter(config.num_speculative_tokens) if config.num_speculative_tokens else None
         self._stored_experts = stored_experts(model)
         self._requests: dict[str, RequestState] = {}
         self._generated_tokens = 0
@@ -132,6 +149,9 @@ class Engine:
             cached_tokens=self.scheduler.num_cached_tokens,
             generated_tokens=self._generated_tokens,
             preemptions=self.scheduler.num_preemptions,
+            drafts=self.drafter.num_drafts if self.drafter else 0,
+            draft_tokens=self.drafter.num_draft_tokens if self.drafter else 0,
+            accepted_tokens=self.drafter.num_accepted_tokens if self.drafter else 0,
             experts_taken=tuple(self.runner.experts_taken),
             experts=self._stored_experts[0].slots.stats if self._stored_experts else None,
         )
@@ -189,23 +209,78 @@ class Engine:
         state = self._requests.pop(request_id, None)
         if state is not None:
             self.scheduler.finish(state)
+            if self.drafter is not None:
+                self.drafter.forget(state)
 
     def step(self) -> list[StepOutput]:
-        """One forward pass; an output for each request that got tokens or ended. Does nothing without work."""
+        """One forward pass; an output for each request that got tokens or ended. Does nothing without work.
+
+        A request whose drafts were right has one output for each step that it would have taken without.
+        """
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
+        if self.drafter is None:
+            return self._sample(chunks, self._run(chunks))
+        chunks = self.drafter.extend(chunks, self.scheduler)
+        started = time.perf_counter()
+        logits = self._run(chunks)
+        computed = time.perf_counter()
+        outputs = self._sample(chunks, logits)
+        if outputs and all(chunk.is_answer for chunk in chunks):
+            rows = sum(chunk.num_tokens for chunk in chunks)
+            self.drafter.costs.saw_step(rows, computed - started, len(outputs), time.perf_counter() - computed)
+        self.drafter.learn()
+        return outputs
+
+    def _run(self, chunks: Sequence[Chunk]) -> Tensor:
         logits = self.runner.run(chunks)
         for chunk in chunks:
             self.scheduler.computed(chunk)
-        samplers = [chunk.request for chunk in chunks if chunk.samples]
-        with torch.inference_mode():
-            tokens = sample(logits, samplers) if samplers else []
-        return [self._advance(state, token, row) for state, token, row in zip(samplers, tokens, logits, strict=True)]
+        return logits
+
+    def _sample(self, chunks: Sequence[Chunk], logits_SV: Tensor) -> list[StepOutput]:
+        """Sample for each request; and again from the rows after its drafts, for as long as they were right."""
+        outputs: list[StepOutput] = []
+        going_on: list[tuple[Chunk, int]] = []
+        first = 0
+        for chunk in chunks:
+            if chunk.samples:
+                going_on.append((chunk, first))
+                first += 1 + len(chunk.drafts)
+        while going_on:
+            states = [chunk.request for chunk, _ in going_on]
+            rows = logits_SV
+            if len(going_on) != len(logits_SV):
+                rows = logits_SV[torch.tensor([row for _, row in going_on], device=logits_SV.device)]
+            with torch.inference_mode():
+                tokens = sample(rows, states)
+            befores = [len(state.token_ids) for state in states]
+            outputs += [self._advance(*of_one) for of_one in zip(states, tokens, rows, strict=True)]
+            going_on = [
+                (chunk, row + right)
+                for (chunk, row), before in zip(going_on, befores, strict=True)
+                if chunk.drafts and (right := self._check(chunk, before))
+            ]
+        return outputs
+
+    def _check(self, chunk: Chunk, before: int) -> int:
+        """Compare what came after `before` with the chunk's drafts: how many tokens, if all are right; else 0."""
+        state = chunk.request
+        new = state.token_ids[before:]
+        right = common(chunk.drafts[before - chunk.end :], new)
+        assert self.drafter is not None
+        self.drafter.num_accepted_tokens += right
+        if state.request_id not in self._requests:
+            return 0
+        state.num_computed += right
+        self.runner.accept_drafts(state, right)
+        return right if right == len(new) else 0
 
     def _advance(self, state: RequestState, sampled: int | Failure, logits_V: Tensor) -> StepOutput:
         """Append the sampled token and those that the grammar forces after it; end the request where they say so."""
         before = len(state.token_ids)
+        state.num_sampled += 1
         finish_reason: FinishReason | None = None
         error: str | None = None
         if isinstance(sampled, Failure):

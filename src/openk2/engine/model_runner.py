@@ -32,6 +32,8 @@ class ModelRunner:
         self.experts_taken = [0] * (model.config.num_experts_per_tok + 1)
         """By number: how often a router gave a generated token so many experts."""
         self._last_budgets: tuple[list[ExpertBudget], ExpertBudgets] | None = None
+        self._experts_of_drafts: dict[RequestState, list[tuple[int, ...]]] = {}
+        """Of the last step's drafts in order, where tokens have budgets: what each took, by layer."""
         self.routing: Tensor | None = None
         """(slots, layers, experts per token) int16: kept where the token's latents are, so that a prefix that is shared
         brings its choices along."""
@@ -54,9 +56,11 @@ class ModelRunner:
         """Compute the chunks and write their latents: first the prompts' tokens, then the answers'.
 
         The two classes of token take different forms of attention and of matrix product, each whatever the schedule.
-        Returns the logits (S, vocab), float32, of the S chunks that sample, in order.
+        Returns logits (S, vocab), float32: of each chunk that samples, in order, those that its next token follows
+        from, and those after each of its drafts.
         """
         prompts, answers = [], []
+        self._experts_of_drafts = {}
         for chunk in chunks:
             border = min(max(chunk.request.num_prompt_tokens, chunk.start), chunk.end)
             if chunk.start < border:
@@ -69,11 +73,14 @@ class ModelRunner:
         if answers:
             rows |= self._pass(answers, generated=True)
         sampled = [rows[chunk.request] for chunk in chunks if chunk.samples]
-        return torch.stack(sampled) if sampled else torch.empty(0, self.model.config.vocab_size, device=self.device)
+        return torch.cat(sampled) if sampled else torch.empty(0, self.model.config.vocab_size, device=self.device)
 
     def _pass(self, chunks: Sequence[Chunk], *, generated: bool) -> dict[RequestState, Tensor]:
-        """Forward pass of tokens of one class; the logits (vocab,) of the requests that sample."""
-        ids = [token for chunk in chunks for token in chunk.request.token_ids[chunk.start : chunk.end]]
+        """Forward pass of tokens of one class; the logits (1 + drafts, vocab) of the requests that sample."""
+        ids: list[int] = []
+        for chunk in chunks:
+            ids += chunk.request.token_ids[chunk.start : chunk.end]
+            ids += chunk.drafts
         batch = self._batch(chunks, generated)
         hidden = self.model(torch.tensor(ids, device=self.device), batch, self.cache.layers)
         if self.routing is not None and batch.paged is not None and batch.chosen_ids is not None:
@@ -83,29 +90,44 @@ class ModelRunner:
         else:
             self._tell_prompts(chunks, hidden)
         ends = accumulate(chunk.num_tokens for chunk in chunks)
-        last = {chunk.request: end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.samples}
+        last = {
+            chunk.request: range(end - 1 - len(chunk.drafts), end)
+            for chunk, end in zip(chunks, ends, strict=True)
+            if chunk.samples
+        }
         if not last:
             return {}
-        rows = hidden[torch.tensor(list(last.values()), device=self.device)]
+        rows = hidden[torch.tensor([row for of_chunk in last.values() for row in of_chunk], device=self.device)]
         logits = self.model.compute_logits(rows, per_row=generated)
-        return dict(zip(last, logits.unbind(0), strict=True))
+        return dict(zip(last, logits.split([len(of_chunk) for of_chunk in last.values()]), strict=True))
+
+    def accept_drafts(self, request: RequestState, count: int) -> None:
+        """So many further drafts of the last step were right: they count among the tokens that took experts."""
+        waiting = self._experts_of_drafts.get(request)
+        if waiting is None:
+            self.experts_taken[-1] += len(self.moe_layers) * count
+        else:
+            self._count(request, waiting[:count])
+            del waiting[:count]
 
     def _count_experts(self, chunks: Sequence[Chunk], taken: Tensor | None) -> None:
-        """`taken` as `ForwardBatch.taken`; None: all have the trained number."""
-        layers, counts = len(self.moe_layers), self.experts_taken
+        """`taken` as `ForwardBatch.taken`; None: all have the trained number. Drafts wait until they are accepted."""
         if taken is None:
-            counts[-1] += layers * sum(chunk.num_tokens for chunk in chunks)
+            self.experts_taken[-1] += len(self.moe_layers) * sum(chunk.end - chunk.start for chunk in chunks)
             return
         of_layers = taken.tolist()  # lists: a few numbers a step, for which a tensor's calls would cost more
-        of_tokens = [0] * taken.shape[1]
-        for layer in self.moe_layers:
-            for token, number in enumerate(of_layers[layer]):
-                counts[number] += 1
-                of_tokens[token] += number
-        left = iter(of_tokens)
+        of_tokens = zip(*(of_layers[layer] for layer in self.moe_layers), strict=True)
         for chunk in chunks:
-            new, use = sum(islice(left, chunk.num_tokens)), chunk.request.expert_use
-            chunk.request.expert_use = ExpertUse(use.taken + new, use.choices + layers * chunk.num_tokens)
+            self._count(chunk.request, list(islice(of_tokens, chunk.end - chunk.start)))
+            self._experts_of_drafts[chunk.request] = list(islice(of_tokens, len(chunk.drafts)))
+
+    def _count(self, request: RequestState, of_tokens: Sequence[Sequence[int]]) -> None:
+        """What each of a request's tokens took, by layer."""
+        use = request.expert_use
+        numbers = [number for of_token in of_tokens for number in of_token]
+        for number in numbers:
+            self.experts_taken[number] += 1
+        request.expert_use = ExpertUse(use.taken + sum(numbers), use.choices + len(numbers))
 
     def _tell_prompts(self, chunks: Sequence[Chunk], hidden: Tensor) -> None:
         """Note how likely the prompts' own tokens were, for the requests that ask."""
@@ -129,15 +151,15 @@ class ModelRunner:
         config = self.model.config
         for chunk in chunks:
             blocks = chunk.request.blocks
-            positions += range(chunk.start, chunk.end)
-            slots += [blocks[position // size] * size + position % size for position in range(chunk.start, chunk.end)]
-        widest = max(-(-chunk.end // size) for chunk in chunks)
+            positions += range(chunk.start, chunk.stop)
+            slots += [blocks[position // size] * size + position % size for position in range(chunk.start, chunk.stop)]
+        widest = max(-(-chunk.stop // size) for chunk in chunks)
         tables = [(chunk.request.blocks + [NULL_BLOCK] * widest)[:widest] for chunk in chunks]
         paged = PagedBatch(
             slot_mapping=torch.tensor(slots, device=self.device),
             block_tables=torch.tensor(tables, device=self.device),
             query_starts=(0, *accumulate(chunk.num_tokens for chunk in chunks)),
-            context_lens=tuple(chunk.end for chunk in chunks),
+            context_lens=tuple(chunk.stop for chunk in chunks),
             generated=torch.full((len(positions),), generated),
         )
         budgets = self._budgets(chunks) if generated else None

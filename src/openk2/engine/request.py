@@ -99,6 +99,8 @@ class RequestState:
     """Of the prompt's tokens from the second on, as far as they are known."""
     cached_tokens: int | None = None
     """Prompt tokens found in the prefix cache when the request was first admitted; None before."""
+    num_sampled: int = 0
+    """Of its answer's tokens; the others were forced after those."""
 
     @property
     def num_remaining(self) -> int:
@@ -112,3 +114,8 @@ class RequestState:
     @property
     def num_answer_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def sampled_share(self) -> float:
+        """Of its answer's tokens so far."""
+        return self.num_sampled / self.num_answer_tokens if self.num_sampled else 1.0

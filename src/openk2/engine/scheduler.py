@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from openk2.engine.block_manager import BlockManager
 from openk2.engine.request import ExpertUse, RequestState
@@ -19,15 +19,27 @@ def most_step_tokens(max_num_batched_tokens: int, window: int) -> int:
 
 @dataclass(frozen=True)
 class Chunk:
-    """The tokens of a request from `start` to `end`."""
+    """The tokens of a request from `start` to `end`, and guesses of those that follow."""
 
     request: RequestState
     start: int
     end: int
+    drafts: tuple[int, ...] = ()
+    """Only after a chunk of generated tokens that samples."""
+
+    @property
+    def stop(self) -> int:
+        """`end`, drafts included."""
+        return self.end + len(self.drafts)
 
     @property
     def num_tokens(self) -> int:
-        return self.end - self.start
+        return self.stop - self.start
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether all of its tokens were generated."""
+        return self.start >= self.request.num_prompt_tokens
 
     @property
     def samples(self) -> bool:
@@ -83,6 +95,10 @@ class Scheduler:
             chunks[request] = Chunk(request, request.num_computed, request.num_computed + count)
             budget -= count
         return list(chunks.values())
+
+    def extend(self, chunk: Chunk, drafts: tuple[int, ...]) -> Chunk:
+        """The chunk with drafts, if there are blocks for them."""
+        return replace(chunk, drafts=drafts) if self._grow(chunk.request, chunk.end + len(drafts)) else chunk
 
     def finish(self, request: RequestState) -> None:
         """Forget a request and free its blocks at once."""

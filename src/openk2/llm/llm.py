@@ -56,6 +56,7 @@ class LLM:
     quantization: int8 or int4 quantise the large matrices at load and bf16 packs them as they are, for the native CPU
     kernels; parts may differ, as in `int4,head=int8`.
     packed_folder: keeps the packed matrices of checkpoints in files, so that the next start maps them.
+    num_speculative_tokens: most tokens of an answer that are guessed and checked in one step (docs/drafts.md); 0: none.
     memory: bytes that the engine's process keeps to. Packed experts that do not fit stay on disk (docs/memory.md).
     engine_process: run the engine in a process of its own, as a server should. Programs that set it guard their main
     module by `if __name__ == "__main__"`.
@@ -75,6 +76,7 @@ class LLM:
         quantization: str | None = None,
         packed_folder: Path | None = None,
         memory: int | None = None,
+        num_speculative_tokens: int | None = None,
         engine_process: bool = False,
         engine_config: EngineConfig | None = None,
     ) -> None:
@@ -101,6 +103,9 @@ class LLM:
         engine_config = engine_config or EngineConfig()
         if max_model_len is not None:
             engine_config = replace(engine_config, max_model_len=max_model_len)
+        if num_speculative_tokens is not None:
+            engine_config = replace(engine_config, num_speculative_tokens=num_speculative_tokens)
+        self._has_drafts = engine_config.num_speculative_tokens > 0
         build = EngineBuilder(
             source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config, formats, packed_folder, memory
         )
@@ -135,9 +140,18 @@ class LLM:
 
     @property
     def figures(self) -> tuple[ProviderFigure, ...]:
-        """Of the routed experts, as of the end of the engine's last step."""
+        """Of drafts and of the routed experts, as of the end of the engine's last step."""
         stats, experts = self._engine.stats, self._engine.stats.experts
-        choices = tuple(
+        labels = {"model_name": self._name}
+        drafts = {
+            "vllm:spec_decode_num_drafts": ("Steps of answers that had drafts.", stats.drafts),
+            "vllm:spec_decode_num_draft_tokens": ("Tokens of those drafts.", stats.draft_tokens),
+            "vllm:spec_decode_num_accepted_tokens": ("Those that were right.", stats.accepted_tokens),
+        }
+        told = [
+            ProviderFigure(name, text, "counter", labels, of) for name, (text, of) in drafts.items() if self._has_drafts
+        ]
+        told += (
             ProviderFigure(
                 "openk2:expert_choices",
                 "Choices of routers for generated tokens, by the number of experts.",
@@ -149,16 +163,15 @@ class LLM:
             if number and self.config.n_routed_experts is not None
         )
         if experts is None:
-            return choices
+            return tuple(told)
         counters = {
             "openk2:expert_lookups": ("Experts that layers asked for.", experts.lookups),
             "openk2:expert_hits": ("Those that were in memory.", experts.hits),
             "openk2:expert_hits_ahead": ("Those that had been fetched ahead.", experts.hits_ahead),
             "openk2:expert_bytes_read": ("Bytes of experts read from disk.", experts.bytes_read),
         }
-        labels = {"model_name": self._name}
-        told = tuple(ProviderFigure(name, text, "counter", labels, of) for name, (text, of) in counters.items())
-        return choices + told
+        told += (ProviderFigure(name, text, "counter", labels, of) for name, (text, of) in counters.items())
+        return tuple(told)
 
     def close(self) -> None:
         """End the engine; requests that still run get EngineDeadError."""
