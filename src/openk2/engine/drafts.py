@@ -99,12 +99,12 @@ class Drafter:
     def extend(self, chunks: Sequence[Chunk], scheduler: Scheduler) -> list[Chunk]:
         """The step's chunks, with the drafts that pay."""
         self._guesses = [(chunk, self._guess(chunk)) for chunk in chunks if chunk.samples and chunk.is_answer]
-        room = min(MOST_DRAFT_TOKENS, scheduler.max_num_batched_tokens - sum(chunk.num_tokens for chunk in chunks))
+        room = max(0, scheduler.max_num_batched_tokens - sum(chunk.num_tokens for chunk in chunks))
         rows = sum(chunk.num_tokens for chunk in chunks if chunk.is_answer)
         chances = [
             Chances(draft.match, len(draft.tokens), chunk.request.sampled_share) for chunk, draft in self._guesses
         ]
-        lengths = self.costs.lengths(rows, chances, room)
+        lengths = self.costs.lengths(rows, chances, min(room, MOST_DRAFT_TOKENS))
         drafted = {}
         for (chunk, draft), length in zip(self._guesses, lengths, strict=True):
             if length:
