@@ -21,7 +21,8 @@ class OwnSide:
     engine: Engine
 
     def __init__(self, folder: Path, quantization: str) -> None:
-        sizes = EngineConfig(max_model_len=LONGEST, max_num_seqs=MOST_TOGETHER)
+        # No drafts: how many tokens they save depends on the text, and that of random weights repeats itself.
+        sizes = EngineConfig(max_model_len=LONGEST, max_num_seqs=MOST_TOGETHER, num_speculative_tokens=0)
         self.engine = load_engine(Source.find(folder), sizes, quantization=Quantization.parse(quantization))
         self._names = itertools.count()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
@@ -88,10 +89,12 @@ class Clock:
 
 
 def answer(load: Callable[[], Side]) -> None:
-    """A worker's life: load, then one answer for each line of stdin."""
+    """A worker's life: load, then one answer for each line of stdin. What a library prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
     with Clock() as clock:
         side = load()
-    print(json.dumps({"load_s": clock.seconds}), flush=True)
+    print(json.dumps({"load_s": clock.seconds}), file=answers)
     prepared = None
     for line in sys.stdin:
         asked = json.loads(line)
@@ -99,7 +102,7 @@ def answer(load: Callable[[], Side]) -> None:
         if prepared != (figure, threads):
             side.prepare(figure, threads)
             prepared = (figure, threads)
-        print(json.dumps(asdict(side.run(figure, asked["seed"])) | {"resident_mb": resident_mb()}), flush=True)
+        print(json.dumps(asdict(side.run(figure, asked["seed"])) | {"resident_mb": resident_mb()}), file=answers)
 
 
 def resident_mb() -> int:

@@ -42,8 +42,7 @@ PEERS = {
     (16, "prefill"): ("bf16", "bf16 fa=0"),
     (16, "decode"): ("bf16",),
 }
-"""llama.cpp's formats and the options that may be its best. Flash attention, on by itself, costs it only in prompts;
-weights that it repacks as it loads them cost it in prompts of Q4_K_M."""
+"""llama.cpp's formats with the options that may be its best: without flash attention, without repacked weights."""
 STORED_BITS = {4: 4.5, 16: 16.0}
 """Of a weight in openk2's packed layout, scales included."""
 
