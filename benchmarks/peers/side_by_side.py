@@ -121,13 +121,15 @@ class Record:
         model, bits, threads, figure = cell
         where = {"model": model, "bits": bits, "threads": threads, "figure": figure, "side": side}
         call = len(self.facts["calls"]) - 1
-        self.facts["samples"].append({**where, "round": round_number, "call": call, **sample})
+        taken = {name: round(value, 4) if isinstance(value, float) else value for name, value in sample.items()}
+        self.facts["samples"].append({**where, "round": round_number, "call": call, **taken})
         self.save()
 
     def save(self) -> None:
         if self.path is not None:
             aside = self.path.with_name(f"{self.path.name}.writing")
-            aside.write_text(json.dumps(self.facts, indent=1) + "\n")
+            parts = [f"{json.dumps(key)}: {item_a_line(value)}" for key, value in self.facts.items()]
+            aside.write_text("{\n" + ",\n".join(parts) + "\n}\n")
             aside.rename(self.path)
 
     def of(self, cell: Cell) -> dict[str, list[dict[str, Any]]]:
@@ -141,6 +143,10 @@ class Record:
     def cells(self) -> list[Cell]:
         found = [(s["model"], s["bits"], s["threads"], s["figure"]) for s in self.facts["samples"]]
         return list(dict.fromkeys(found))
+
+
+def item_a_line(value: Any) -> str:
+    return "[\n" + ",\n".join(map(json.dumps, value)) + "\n]" if isinstance(value, list) else json.dumps(value)
 
 
 def summary(record: Record) -> list[dict[str, Any]]:
