@@ -35,25 +35,31 @@ def load(folder: Path, formats: str) -> K2Model:
     return load_model(folder, quantization=Quantization.parse(formats))
 
 
-def answer(model: K2Model, **sampling: Any) -> Any:
+def answer(model: K2Model, seed: int = 1, **sampling: Any) -> Any:
     recorder = Recorder(Engine(model, EngineConfig(enable_prefix_caching=False, block_size=BLOCK)))
-    made = recorder.add("x", prompt(150, seed=1), max_tokens=8, **sampling)
+    made = recorder.add("x", prompt(150, seed=seed), max_tokens=8, **sampling)
     recorder.run()
     return made
 
 
-@pytest.mark.parametrize(("formats", "near"), [("bf16", 5e-6), ("int8", 0.02)])
-def test_answers_are_those_of_the_modules(folder: Path, formats: str, near: float) -> None:
-    """In int8 a last bit can turn the rounding of an activation, and that an expert's."""
+@pytest.mark.parametrize(("formats", "share"), [("bf16", 1.0), ("int8", 0.5)])
+def test_answers_are_those_of_the_modules(folder: Path, formats: str, share: float) -> None:
+    """The same tokens, and so large a share of the steps with the same logits to float32's precision.
+
+    In int8 a last bit can turn the rounding of an activation, that an expert's choice, and the cache all later steps.
+    """
     model = load(folder, formats)
-    together, model.model.decode = model.model.decode, None
-    want = answer(model)
-    model.model.decode = together
-    made = answer(model)
+    together = model.model.decode
     assert isinstance(together, PackedDecode)
-    for a, b in zip(want.logits, made.logits, strict=True):
-        assert (a - b).abs().max() < near * a.abs().max()
-    assert made.tokens == want.tokens
+    near = []
+    for seed in (1, 2, 3, 4):
+        model.model.decode = None
+        want = answer(model, seed)
+        model.model.decode = together
+        made = answer(model, seed)
+        near += [(a - b).abs().max() < 5e-6 * a.abs().max() for a, b in zip(want.logits, made.logits, strict=True)]
+        assert made.tokens == want.tokens
+    assert sum(near) >= share * len(near) and len(near) > 8
 
 
 def test_every_budget_is_kept(folder: Path) -> None:

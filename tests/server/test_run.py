@@ -61,8 +61,14 @@ def openk2_serve(*args: str, on_load: str = "pass", after: str = "/") -> Iterato
 
 
 def when_loaded(process: subprocess.Popen[str]) -> str:
-    """The server's URL."""
-    url = process.stdout.readline().split("listens on ")[1].split(";")[0]
+    """The server's URL.
+
+    The first line is read byte by byte: what `readline` takes beyond it, `communicate` does not see.
+    """
+    line = b""
+    while not line.endswith(b"\n") and (byte := os.read(process.stdout.fileno(), 1)):
+        line += byte
+    url = line.decode().split("listens on ")[1].split(";")[0]
     assert eventually(lambda: HTTP.get(f"{url}/health").status_code == 200)
     return url
 
