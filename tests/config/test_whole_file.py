@@ -47,3 +47,12 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
     with whole_file(path) as aside:
         aside.write_text("new")
     assert not left.exists() and other.exists()
+
+
+def test_a_pipe_stays_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with whole_file(pipe) as aside:
+        assert aside == pipe
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]

@@ -14,8 +14,11 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file to, which takes its place at the end, when it is on the disk. Whatever goes
     wrong, `path` stays what it was and nothing is left beside it; what a killed process left, the next one removes.
 
-    Raises OSError as writing does.
+    What is there and no file, such as a pipe or `/dev/stdout`, is written to as it is. Raises OSError as writing does.
     """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     remove_abandoned(path)
     aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
