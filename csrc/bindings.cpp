@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention_inputs.hpp"
 #include "causal_attention.hpp"
 #include "common/isa.hpp"
 #include "common/thread_pool.hpp"
@@ -21,9 +22,12 @@
 #include "packed.hpp"
 #include "prompt_attention.hpp"
 #include "rms_norm.hpp"
+#include "trained_experts.hpp"
 
 namespace openk2 {
 
+OPENK2_DECLARE_KERNEL(attention_inputs, AttentionInputs)
+OPENK2_DECLARE_KERNEL(attention_inputs_backward, AttentionInputs)
 OPENK2_DECLARE_KERNEL(causal_attention, CausalAttention)
 OPENK2_DECLARE_KERNEL(causal_attention_backward, CausalAttention)
 OPENK2_DECLARE_KERNEL(decode_layers, DecodeLayers)
@@ -31,6 +35,9 @@ OPENK2_DECLARE_KERNEL(packed_experts, PackedExperts)
 OPENK2_DECLARE_KERNEL(packed_linear, PackedLinear)
 OPENK2_DECLARE_KERNEL(prompt_attention, PromptAttention)
 OPENK2_DECLARE_KERNEL(rms_norm, RmsNorm)
+OPENK2_DECLARE_KERNEL(rms_norm_backward, RmsNormBackward)
+OPENK2_DECLARE_KERNEL(trained_experts, TrainedExperts)
+OPENK2_DECLARE_KERNEL(trained_experts_backward, TrainedExperts)
 
 }  // namespace openk2
 
@@ -83,6 +90,47 @@ void rms_norm(Address x, Address weight, Address out, std::int64_t rows, std::in
     openk2::dispatch_rms_norm(version, args);
 }
 
+// `tensors`: x, weight, gradient, and the gradients of x and weight.
+void rms_norm_backward(std::array<Address, 5> tensors, std::int64_t rows, std::int64_t cols, double eps,
+                       const std::string& isa) {
+    const auto floats = [&](int index) { return reinterpret_cast<float*>(tensors[index]); };
+    const Isa version = isa_from_name(isa);
+    nb::gil_scoped_release unlocked;
+    const Scratch scratch(openk2::norm_row_blocks(rows) * cols * 4);
+    openk2::dispatch_rms_norm_backward(version, {floats(0), floats(1), floats(2), floats(3), floats(4), rows, cols,
+                                                 static_cast<float>(eps), reinterpret_cast<float*>(scratch.at())});
+}
+
+// `sizes`: tokens, topk, experts, width, hidden. `inputs`: x, ids, weights, gate_up, down. `made`: the output; backward
+// its gradient and those of x, weights, gate_up and down.
+void trained_experts(bool backward, std::array<std::int64_t, 5> sizes, std::array<Address, 5> inputs,
+                     Address gate_up_out, const std::vector<Address>& made, const std::string& isa) {
+    const auto floats = [](Address address) { return reinterpret_cast<float*>(address); };
+    if (made.size() != (backward ? 5 : 1)) throw std::invalid_argument("one output, or its gradient and four more");
+    openk2::TrainedExperts args{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], floats(inputs[0]),
+                                reinterpret_cast<const std::int64_t*>(inputs[1]), floats(inputs[2]), floats(inputs[3]),
+                                floats(inputs[4]), floats(gate_up_out), nullptr, nullptr, nullptr, nullptr, nullptr,
+                                nullptr, nullptr};
+    for (std::int64_t pair = 0; pair < args.tokens * args.topk; ++pair)
+        if (args.ids[pair] < 0 || args.ids[pair] >= args.experts)
+            throw std::invalid_argument("expert " + std::to_string(args.ids[pair]) + " of " + std::to_string(args.experts));
+    if (backward) {
+        args.grad = floats(made[0]);
+        args.dx = floats(made[1]);
+        args.d_weights = floats(made[2]);
+        args.d_gate_up = floats(made[3]);
+        args.d_down = floats(made[4]);
+    } else {
+        args.out = floats(made[0]);
+    }
+    const Isa version = isa_from_name(isa);
+    nb::gil_scoped_release unlocked;
+    const Scratch scratch(openk2::trained_experts_scratch(args, backward));
+    args.scratch = scratch.at();
+    backward ? openk2::dispatch_trained_experts_backward(version, args)
+             : openk2::dispatch_trained_experts(version, args);
+}
+
 openk2::PackedStack stack_at(Address data, int format, std::int64_t count, std::int64_t rows, std::int64_t cols) {
     return {reinterpret_cast<const std::uint8_t*>(data), static_cast<openk2::PackedFormat>(format), count, rows, cols};
 }
@@ -118,6 +166,19 @@ void packed_experts(Address x, Address ids, Address weights, Address gate_up, Ad
     const Scratch scratch(openk2::packed_experts_scratch(args));
     args.scratch = scratch.at();
     openk2::dispatch_packed_experts(version, args);
+}
+
+// `sizes`: tokens, heads, nope, rope, value, and floats from one row of k_pe to the next. `tensors`: cos, sin, q, kv,
+// k_pe, query, key, values; backward all but the first two are gradients.
+void attention_inputs(bool backward, std::array<std::int64_t, 6> sizes, std::array<Address, 8> tensors,
+                      const std::string& isa) {
+    const auto floats = [&](int index) { return reinterpret_cast<float*>(tensors[index]); };
+    const openk2::AttentionInputs args{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], floats(0), floats(1),
+                                       floats(2), floats(3), floats(4), sizes[5], floats(5), floats(6), floats(7)};
+    const Isa version = isa_from_name(isa);
+    nb::gil_scoped_release unlocked;
+    backward ? openk2::dispatch_attention_inputs_backward(version, args)
+             : openk2::dispatch_attention_inputs(version, args);
 }
 
 // `sizes`: tokens, heads, key_dim, value_dim. `made`: out, log-sum-exp, and forward the largest scores; backward the
@@ -277,6 +338,8 @@ NB_MODULE(_native, m) {
         .def("hold_experts", &DecodePlan::hold_experts, nb::arg("hold"), nb::arg("gate_up"), nb::arg("down"))
         .def("run", &DecodePlan::run, nb::arg("h"), nb::arg("cos"), nb::arg("sin"), nb::arg("places"),
              nb::arg("table_width"), nb::arg("budgets"), nb::arg("caches"), nb::arg("tokens"), nb::arg("isa"));
+    m.def("attention_inputs", &attention_inputs, nb::arg("backward"), nb::arg("sizes"), nb::arg("tensors"),
+          nb::arg("isa"));
     m.def("causal_attention", &causal_attention, nb::arg("backward"), nb::arg("sizes"), nb::arg("borders"),
           nb::arg("scale"), nb::arg("inputs"), nb::arg("out"), nb::arg("lse"), nb::arg("made"), nb::arg("isa"));
     m.def("packed_linear", &packed_linear, nb::arg("x"), nb::arg("data"), nb::arg("format"), nb::arg("rows"),
@@ -288,4 +351,8 @@ NB_MODULE(_native, m) {
           nb::arg("strides"), nb::arg("table_width"), nb::arg("spans"), nb::arg("scale"), nb::arg("isa"));
     m.def("rms_norm", &rms_norm, nb::arg("x"), nb::arg("weight"), nb::arg("out"), nb::arg("rows"), nb::arg("cols"),
           nb::arg("eps"), nb::arg("is_bf16"), nb::arg("isa"));
+    m.def("rms_norm_backward", &rms_norm_backward, nb::arg("tensors"), nb::arg("rows"), nb::arg("cols"),
+          nb::arg("eps"), nb::arg("isa"));
+    m.def("trained_experts", &trained_experts, nb::arg("backward"), nb::arg("sizes"), nb::arg("inputs"),
+          nb::arg("gate_up_out"), nb::arg("made"), nb::arg("isa"));
 }

@@ -22,7 +22,7 @@ struct CausalAttention {
 };
 
 constexpr int64_t kQueryRows = 32;
-constexpr int64_t kColumnPad = 32;  // columns of every product come in so many
+constexpr int64_t kColumnPad = 16;  // columns of every product come in so many: whole registers
 
 inline int64_t padded_columns(int64_t columns) { return (columns + kColumnPad - 1) / kColumnPad * kColumnPad; }
 

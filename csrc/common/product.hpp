@@ -6,40 +6,47 @@
 namespace openk2 {
 namespace {  // one copy per translation unit: each is compiled for its own instruction set
 
-constexpr int kVectors = 2;  // registers side by side: columns come in multiples of kColumnPad, of their lanes
+constexpr int kVectors = 2;  // registers side by side
 constexpr int kRows = kRegisterBytes == 64 ? 8 : 4;
 constexpr int64_t kStep = kVectors * kWidth;
 
-// C (+)= A B for `Rows` rows and kStep columns; a(i, k) = A[i * row + k * col].
-template <int Rows, bool accumulate>
+// C (+)= A B for `Rows` rows and `Vectors` registers of columns; a(i, k) = A[i * row + k * col].
+template <int Rows, int Vectors, bool accumulate>
 inline void product_block(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
                           int64_t depth) {
-    F32 sums[Rows][kVectors];
+    F32 sums[Rows][Vectors];
     for (int i = 0; i < Rows; ++i)
-        for (int n = 0; n < kVectors; ++n) sums[i][n] = accumulate ? load_part(C + i * ldc + n * kWidth) : F32{};
+        for (int n = 0; n < Vectors; ++n) sums[i][n] = accumulate ? load_part(C + i * ldc + n * kWidth) : F32{};
     for (int64_t k = 0; k < depth; ++k) {
-        F32 b[kVectors];
-        for (int n = 0; n < kVectors; ++n) b[n] = load_part(B + k * ldb + n * kWidth);
+        F32 b[Vectors];
+        for (int n = 0; n < Vectors; ++n) b[n] = load_part(B + k * ldb + n * kWidth);
         for (int i = 0; i < Rows; ++i) {
             const float a = A[i * row + k * col];
-            for (int n = 0; n < kVectors; ++n) sums[i][n] += b[n] * a;
+            for (int n = 0; n < Vectors; ++n) sums[i][n] += b[n] * a;
         }
     }
     for (int i = 0; i < Rows; ++i)
-        for (int n = 0; n < kVectors; ++n) store_part(C + i * ldc + n * kWidth, sums[i][n]);
+        for (int n = 0; n < Vectors; ++n) store_part(C + i * ldc + n * kWidth, sums[i][n]);
 }
 
-// C (rows, columns) (+)= A (rows, depth) B (depth, columns); columns is a multiple of kStep.
+// C (rows, columns) (+)= A (rows, depth) B (depth, columns); columns is a multiple of kWidth.
+template <int Vectors, bool accumulate>
+inline void product_columns(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
+                            int64_t rows, int64_t depth) {
+    int64_t i = 0;
+    for (; i + kRows <= rows; i += kRows)
+        product_block<kRows, Vectors, accumulate>(A + i * row, row, col, B, ldb, C + i * ldc, ldc, depth);
+    for (; i < rows; ++i) product_block<1, Vectors, accumulate>(A + i * row, row, col, B, ldb, C + i * ldc, ldc, depth);
+}
+
 template <bool accumulate>
 void product(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc, int64_t rows,
              int64_t columns, int64_t depth) {
-    for (int64_t n = 0; n < columns; n += kStep) {
-        int64_t i = 0;
-        for (; i + kRows <= rows; i += kRows)
-            product_block<kRows, accumulate>(A + i * row, row, col, B + n, ldb, C + i * ldc + n, ldc, depth);
-        for (; i < rows; ++i)
-            product_block<1, accumulate>(A + i * row, row, col, B + n, ldb, C + i * ldc + n, ldc, depth);
-    }
+    int64_t n = 0;
+    for (; n + kStep <= columns; n += kStep)
+        product_columns<kVectors, accumulate>(A, row, col, B + n, ldb, C + n, ldc, rows, depth);
+    for (; n < columns; n += kWidth)
+        product_columns<1, accumulate>(A, row, col, B + n, ldb, C + n, ldc, rows, depth);
 }
 
 // A square of kWidth registers, its rows for its columns: at each step the blocks of `Half` lanes off the diagonal

@@ -79,13 +79,13 @@ def test_bfloat16_rounds_ties_to_even() -> None:
 
 
 @needs_extension
-def test_the_dispatcher_takes_it_and_training_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_dispatcher_takes_it_and_training_in_bfloat16_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(cpu, "rms_norm", lambda *arguments: calls.append(arguments) or arguments[0])
     x, weight = sample((2, 8), torch.float32)
     ops.rms_norm(x, weight, EPS)
     assert len(calls) == 1
-    ops.rms_norm(x, weight.requires_grad_(), EPS)
+    ops.rms_norm(x.bfloat16(), weight.bfloat16().requires_grad_(), EPS)
     ops.rms_norm(x.t().contiguous().t(), weight.detach(), EPS)
     assert len(calls) == 1
 
@@ -105,6 +105,52 @@ def test_the_dispatcher_takes_it_and_training_does_not(monkeypatch: pytest.Monke
 def test_refuses_what_would_read_elsewhere(x: torch.Tensor, weight: torch.Tensor) -> None:
     with pytest.raises(ValueError, match="rms_norm wants"):
         cpu.rms_norm(x, weight, EPS)
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", cpu.supported_isas())
+@pytest.mark.parametrize("shape", [(1,), (3, 7), (2, 3, 17), (5, 32), (600, 20), (2, 1001)])
+def test_its_gradient_equals_the_definitions(isa: str, shape: tuple[int, ...]) -> None:
+    x, weight = sample(shape, torch.float32)
+    grad = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    inputs = [t.double().requires_grad_() for t in (x, weight)]
+    x64 = inputs[0] * torch.rsqrt(inputs[0].square().mean(-1, keepdim=True) + EPS) * inputs[1]
+    expected = torch.autograd.grad(x64, inputs, grad.double())
+    for got, want in zip(cpu.rms_norm_backward(grad, x, weight, EPS, isa_name=isa), expected, strict=True):
+        torch.testing.assert_close(got, want.float(), atol=2e-6 * max(1.0, float(want.abs().max())), rtol=1e-5)
+
+
+@needs_extension
+def test_its_gradient_has_the_same_bits_on_any_number_of_threads() -> None:
+    x, weight = sample((1500, 40), torch.float32)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            results.append(cpu.rms_norm_backward(x * 2, x, weight, EPS))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@needs_extension
+def test_where_a_gradient_is_wanted_the_compiled_one_comes() -> None:
+    x, weight = sample((6, 32), torch.float32)
+    inputs = [x.requires_grad_(), weight.requires_grad_()]
+    out = ops.rms_norm(*inputs, EPS)
+    assert out.grad_fn is not None and "CompiledNorm" in type(out.grad_fn).__name__
+    grads = [torch.autograd.grad(o.square().sum(), inputs) for o in (out, rms_norm(*inputs, EPS))]
+    for got, want in zip(*grads, strict=True):
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+@needs_extension
+@pytest.mark.parametrize("wrong", ["grad", "weight", "dtype"])
+def test_its_gradient_refuses_what_does_not_fit(wrong: str) -> None:
+    x, weight = sample((4, 8), torch.float32)
+    grad = x[:3] if wrong == "grad" else x.double() if wrong == "dtype" else x
+    with pytest.raises(ValueError, match="rms_norm_backward wants"):
+        cpu.rms_norm_backward(grad, x, weight[:7] if wrong == "weight" else weight, EPS)
 
 
 @needs_extension

@@ -181,6 +181,28 @@ def test_the_loss_is_the_cross_entropy_of_the_attention() -> None:
     torch.testing.assert_close(loss.means()["tool"], torch.stack(expected).mean())
 
 
+def test_the_gradient_of_the_loss_is_autograds() -> None:
+    torch.manual_seed(0)
+    q, k = (torch.randn(9, 3, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    guides = [{"tool": [(3, (1,)), (2, (0, 2))], "key": [(1, (0,))]}, {"tool": [(4, (0, 1, 4))], "key": []}]
+    loss = GuideLoss(guides, (0, 4, 9), {"tool": [(1, 2), (1, 0)], "key": [(1, 2)]})
+    loss.observe(1, q, k, 0.3)
+    expected = []
+    for start, row, places, heads, weight in (
+        (0, 3, (1,), (2, 0), 2.0 / 6),
+        (0, 2, (0, 2), (2, 0), 2.0 / 6),
+        (4, 4, (0, 1, 4), (2, 0), 2.0 / 6),
+        (0, 1, (0,), (2,), 3.0),
+    ):
+        for head in heads:
+            scores = (k[start : start + row + 1, head] @ q[start + row, head]) * 0.3
+            expected.append(-scores.log_softmax(0)[list(places)].mean() * weight)
+    means = loss.means()
+    ours = torch.autograd.grad(2.0 * means["tool"] + 3.0 * means["key"], [q, k])
+    for got, want in zip(ours, torch.autograd.grad(torch.stack(expected).sum(), [q, k]), strict=True):
+        torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
 def test_training_turns_the_guided_head(recipe: Recipe, template: ChatTemplate, tmp_path: Path) -> None:
     guided = replace(
         recipe,

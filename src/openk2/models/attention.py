@@ -39,14 +39,15 @@ class MLAttention(nn.Module):
             q = self.q_proj(x, per_row)
         else:
             q = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(x, per_row)), per_row)
-        q_nope, q_pe = q.unflatten(-1, (c.num_attention_heads, -1)).split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
+        q = q.unflatten(-1, (c.num_attention_heads, -1))
         latent, k_pe = self.kv_a_proj_with_mqa(x, per_row).split([c.kv_lora_rank, c.qk_rope_head_dim], -1)
         latent = self.kv_a_layernorm(latent.contiguous())
-        q_pe, k_pe = ops.apply_rotary(q_pe, *rotary), ops.apply_rotary(k_pe, *rotary)
         if batch.paged is None:
-            out = self._attend_packed(q_nope, q_pe, latent, k_pe, batch)
+            out = self._attend_packed(q, latent, k_pe, batch, rotary)
         else:
             assert kv_cache is not None, "a paged batch needs a cache"
+            q_nope, q_pe = q.split([c.qk_nope_head_dim, c.qk_rope_head_dim], -1)
+            q_pe, k_pe = ops.apply_rotary(q_pe, *rotary), ops.apply_rotary(k_pe, *rotary)
             kv_cache.view(-1, c.latent_dim)[batch.paged.slot_mapping] = torch.cat((latent, k_pe), -1)
             out = ops.paged_attention(
                 q_nope,
@@ -62,12 +63,12 @@ class MLAttention(nn.Module):
             )
         return self.o_proj(out.flatten(1), per_row)
 
-    def _attend_packed(self, q_nope: Tensor, q_pe: Tensor, latent: Tensor, k_pe: Tensor, batch: ForwardBatch) -> Tensor:
+    def _attend_packed(
+        self, q: Tensor, latent: Tensor, k_pe: Tensor, batch: ForwardBatch, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
         c = self.config
         kv = self.kv_b_proj(latent, batch.per_row).unflatten(-1, (c.num_attention_heads, -1))
-        k_nope, v = kv.split([c.qk_nope_head_dim, c.v_head_dim], -1)
-        query = torch.cat((q_nope, q_pe), -1)
-        key = torch.cat((k_nope, k_pe[:, None].expand(-1, c.num_attention_heads, -1)), -1)
+        query, key, v = ops.attention_inputs(q, kv, k_pe, *rotary)
         if batch.observe_attention is not None:
             batch.observe_attention(self.layer, query, key, c.softmax_scale)
         out, max_logits = ops.causal_attention(query, key, v, batch.cu_seqlens, c.softmax_scale)

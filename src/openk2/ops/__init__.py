@@ -22,7 +22,9 @@ from openk2.ops import (
     row_pointwise,
     row_tiles,
     single_rows,
+    trained_pointwise,
 )
+from openk2.ops.cpu import attention_inputs as cpu_attention_inputs
 from openk2.ops.packed import PackedStack
 from openk2.ops.reference import ExpertBudgets, absorbed_attention, apply_rotary, swiglu
 
@@ -30,6 +32,7 @@ __all__ = [
     "ExpertBudgets",
     "absorbed_attention",
     "apply_rotary",
+    "attention_inputs",
     "causal_attention",
     "linear",
     "moe_experts",
@@ -55,17 +58,29 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         and x.dtype == weight.dtype
         and x.dtype in (torch.float32, torch.bfloat16)
         and x.is_contiguous()
-        and not _needs_grad(x, weight)
     ):
-        return cpu.rms_norm(x, weight, eps)
+        if not _needs_grad(x, weight):
+            return cpu.rms_norm(x, weight, eps)
+        if x.dtype is torch.float32:
+            return trained_pointwise.rms_norm(x, weight, eps)
     return reference.rms_norm(x, weight, eps)
+
+
+def attention_inputs(
+    q_THD: Tensor, kv_THX: Tensor, k_pe_TR: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference.attention_inputs`."""
+    if cpu_attention_inputs.takes(q_THD, kv_THX, k_pe_TR, cos, sin):
+        return trained_pointwise.attention_inputs(q_THD, kv_THX, k_pe_TR, cos, sin)
+    return reference.attention_inputs(q_THD, kv_THX, k_pe_TR, cos, sin)
 
 
 def causal_attention(
     q_THD: Tensor, k_THD: Tensor, v_THV: Tensor, cu_seqlens: Sequence[int], softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
     """See `reference.causal_attention`."""
-    if _needs_grad(q_THD, k_THD, v_THV):
+    tensors = (q_THD, k_THD, v_THV)
+    if _needs_grad(*tensors) or blockwise_attention.is_compiled_for(*tensors):
         return blockwise_attention.causal_attention(q_THD, k_THD, v_THV, cu_seqlens, softmax_scale)
     return reference.causal_attention(q_THD, k_THD, v_THV, cu_seqlens, softmax_scale)
 

@@ -93,10 +93,15 @@ def _mask_future(scores: Tensor, offset: int) -> None:
     scores[:, :, offset:].masked_fill_(future, -torch.inf)
 
 
+def is_compiled_for(*tensors: Tensor) -> bool:
+    """Whether the compiled version takes them."""
+    return cpu.available() and all(t.is_cpu and t.dtype is torch.float32 and t.numel() > 0 for t in tensors)
+
+
 def causal_attention(
     q_THD: Tensor, k_THD: Tensor, v_THV: Tensor, cu_seqlens: Sequence[int], softmax_scale: float
 ) -> tuple[Tensor, Tensor]:
     """As `reference.causal_attention`."""
-    if cpu.available() and all(t.is_cpu and t.dtype is torch.float32 for t in (q_THD, k_THD, v_THV)):
+    if is_compiled_for(q_THD, k_THD, v_THV):
         return _CompiledAttention.apply(q_THD, k_THD, v_THV, cu_seqlens, softmax_scale)  # type: ignore[no-untyped-call]
     return _CausalAttention.apply(q_THD, k_THD, v_THV, cu_seqlens, softmax_scale)  # type: ignore[no-untyped-call]

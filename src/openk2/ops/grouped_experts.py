@@ -1,7 +1,7 @@
-"""The experts of a MoE layer on tokens sorted by expert: grouped matrix products, for training.
+"""The experts of a MoE layer on tokens sorted by expert, for training: the same function as `reference.moe_experts`.
 
-The same function as `reference.moe_experts`. The gathers that sort and unsort are each other's transpose, so both
-directions read rows instead of scattering them.
+In float32 on a CPU one compiled call a direction (`cpu/trained_experts.py`), elsewhere grouped matrix products. There,
+the gathers that sort and unsort are each other's transpose, so both directions read rows instead of scattering them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from openk2.ops.cpu import trained_experts as compiled
 
 
 class _ToExpertOrder(torch.autograd.Function):
@@ -42,10 +44,25 @@ class _FromExpertOrder(torch.autograd.Function):
         return grads[0].index_select(0, source), None, None, None
 
 
+class _CompiledExperts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        out, projected = compiled.forward(x, topk_ids, topk_weights, gate_up, down)
+        ctx.save_for_backward(x, topk_ids, topk_weights, gate_up, down, projected)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        dx, d_weights, d_gate_up, d_down = compiled.backward(grads[0], *ctx.saved_tensors)
+        return dx, None, d_weights, d_gate_up, d_down
+
+
 def moe_experts(
     x_TD: Tensor, topk_ids: Tensor, topk_weights: Tensor, gate_up_proj: Tensor, down_proj: Tensor
 ) -> Tensor:
     """As `reference.moe_experts`, in bfloat16 or float32, without reading device values on the host."""
+    if compiled.takes(x_TD, topk_weights, gate_up_proj, down_proj):
+        return _CompiledExperts.apply(x_TD, topk_ids, topk_weights, gate_up_proj, down_proj)  # type: ignore[no-untyped-call, no-any-return]
     topk = topk_ids.shape[1]
     flat = topk_ids.flatten()
     order = flat.argsort(stable=True)

@@ -79,6 +79,29 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, isa_name: str | None = No
     return out
 
 
+def rms_norm_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, eps: float, *, isa_name: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """The gradients of x and `weight` from that of `rms_norm`'s result, all float32. The bits do not depend on the
+    number of threads. Raises ValueError for other tensors."""
+    grad = grad.contiguous()
+    if not (
+        all(t.dtype is torch.float32 and t.is_cpu and t.is_contiguous() for t in (grad, x, weight))
+        and grad.shape == x.shape
+        and x.shape[-1] == weight.numel() > 0
+    ):
+        raise ValueError(
+            f"rms_norm_backward wants contiguous float32 on the CPU, (..., D) twice and (D,); "
+            f"got {grad.dtype} {tuple(grad.shape)}, {x.dtype} {tuple(x.shape)} and {weight.dtype} {tuple(weight.shape)}"
+        )
+    use_torchs_threads()
+    made = torch.empty_like(x), torch.empty_like(weight)
+    addresses = [t.data_ptr() for t in (x, weight, grad, *made)]
+    cols = weight.numel()
+    _native.rms_norm_backward(addresses, x.numel() // cols, cols, eps, isa_name or isa())
+    return made
+
+
 def use_torchs_threads() -> None:
     """Give the compiled ops as many threads as torch has."""
     threads = torch.get_num_threads()

@@ -1,7 +1,7 @@
 """Each op's definition in plain PyTorch: readable, differentiable, the one that every faster version must equal."""
 
 from openk2.ops.reference.linear import linear
-from openk2.ops.reference.mla import absorbed_attention, causal_attention, paged_attention
+from openk2.ops.reference.mla import absorbed_attention, attention_inputs, causal_attention, paged_attention
 from openk2.ops.reference.moe import ExpertBudgets, moe_experts, route, silu_mul, swiglu
 from openk2.ops.reference.norm import rms_norm
 from openk2.ops.reference.packed import packed_experts, packed_linear
@@ -11,6 +11,7 @@ __all__ = [
     "ExpertBudgets",
     "absorbed_attention",
     "apply_rotary",
+    "attention_inputs",
     "causal_attention",
     "linear",
     "moe_experts",

@@ -11,6 +11,24 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from openk2.ops.reference.rotary import apply_rotary
+
+
+def attention_inputs(
+    q_THD: Tensor, kv_THX: Tensor, k_pe_TR: Tensor, cos: Tensor, sin: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys (T, H, N + R) and values (T, H, V) of the expanded form.
+
+    q: (T, H, N + R), kv: (T, H, N + V), k_pe: (T, R), of which the R dimensions are not rotated yet; cos, sin:
+    (T, R/2), float32. The rotated key is every head's.
+    """
+    R = k_pe_TR.shape[-1]
+    q_nope, q_pe = q_THD.split([q_THD.shape[-1] - R, R], -1)
+    k_nope, value = kv_THX.split([q_nope.shape[-1], kv_THX.shape[-1] - q_nope.shape[-1]], -1)
+    query = torch.cat((q_nope, apply_rotary(q_pe, cos, sin)), -1)
+    key = torch.cat((k_nope, apply_rotary(k_pe_TR, cos, sin)[:, None].expand(-1, q_THD.shape[1], -1)), -1)
+    return query, key, value
+
 
 def causal_attention(
     q_THD: Tensor, k_THD: Tensor, v_THV: Tensor, cu_seqlens: Sequence[int], softmax_scale: float
