@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta, collect_async
-from openk2.chat.messages import Completion, Message, TokenLogprob, ToolCall, ToolChoice, ToolSpec, Usage
+from openk2.chat.messages import Completion, ExpertUse, Message, TokenLogprob, ToolCall, ToolChoice, ToolSpec, Usage
 from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.client import RemoteProvider
 from openk2.client.failures import NoEndpointError, RateLimitedError, RefusedKeyError
@@ -52,6 +52,24 @@ async def test_text_usage_and_the_request(endpoint: Any, streamed: Any) -> None:
     ]
     assert endpoint.paths == ["/v1/chat/completions"]
     assert endpoint.headers[0]["Authorization"] == "Bearer key-1"
+
+
+@pytest.mark.parametrize(
+    ("told", "read"),
+    [
+        ({"mode": "reflex", "per_token": 3.25}, ExpertUse("reflex", 6500, 2000)),
+        ({"mode": "auto", "per_token": None}, ExpertUse("auto")),
+        ({"mode": None, "per_token": 4}, ExpertUse(None, 8000, 2000)),
+        ({"mode": "reflex", "per_token": "many"}, ExpertUse("reflex")),
+        ({"mode": 3}, None),
+        ([8], None),
+    ],
+)
+async def test_the_experts_that_an_upstream_tells(endpoint: Any, streamed: Any, told: Any, read: Any) -> None:
+    usage = {"prompt_tokens": 7, "completion_tokens": 2, "experts": told}
+    endpoint.replies = [streamed({"content": "hi"}, {"finish_reason": "stop"}, {"choices": [], "usage": usage})]
+    completion = await complete(RemoteProvider(endpoint.url, "m"))
+    assert completion.usage.experts == read
 
 
 async def test_everything_of_a_request_is_sent(endpoint: Any, streamed: Any) -> None:

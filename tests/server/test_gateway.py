@@ -14,7 +14,7 @@ from tests.support.loopback import on_loopback
 from tests.support.vocabularies import synthetic_ranks
 
 from openk2.chat.events import ChatEvent, Finished, TextDelta
-from openk2.chat.messages import Usage
+from openk2.chat.messages import ExpertUse, Usage
 from openk2.chat.provider import ChatRequest, TextRequest
 from openk2.chat.scripted import ScriptedCall, ScriptedProvider, ScriptedTurn
 from openk2.chat.template import ChatTemplate
@@ -72,6 +72,15 @@ def test_every_api_answers_from_one_upstream(serve: Serve) -> None:
     assert metrics.count("openk2:upstream_up{") == 1 and 'outcome="answered"' in metrics
     refused = HTTP.post(f"{url}/v1/completions", json={"prompt": "Once"})
     assert refused.status_code == 404 and "chats only" in refused.json()["error"]["message"]
+
+
+def test_the_experts_of_an_answer_come_through(serve: Serve) -> None:
+    turn = ScriptedTurn("hi", usage=Usage(20, 5, 16, experts=ExpertUse("reflex", 65, 20)))
+    url = serve(before(serve(ScriptedProvider(lambda _: turn)).url)).url
+    chat = HTTP.post(f"{url}/v1/chat/completions", json=ASK).json()
+    assert chat["usage"]["experts"] == {"mode": "reflex", "per_token": 3.25}
+    message = HTTP.post(f"{url}/v1/messages", json={**ASK, "model": "kimi-k2", "max_tokens": 9}).json()
+    assert message["usage"]["experts"] == {"mode": "reflex", "per_token": 3.25}
 
 
 def test_text_comes_before_the_upstream_has_ended(serve: Serve) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from openk2.chat.messages import Usage
+from openk2.chat.messages import ExpertUse, Usage
 from openk2.client.failures import stream_error
 from openk2.errors import ProviderError
 
@@ -54,9 +54,22 @@ def _stop_string_of(choice: Mapping[str, Any], stop: Sequence[str]) -> str | Non
 def _read_usage(usage: Mapping[str, Any]) -> Usage:
     """Of the wire format's `usage`."""
     details = usage.get("prompt_tokens_details") or {}
+    completion_tokens = usage.get("completion_tokens") or 0
     return Usage(
         prompt_tokens=usage.get("prompt_tokens") or 0,
-        completion_tokens=usage.get("completion_tokens") or 0,
+        completion_tokens=completion_tokens,
         cached_tokens=details.get("cached_tokens") or usage.get("cached_tokens") or 0,
         reasoning_tokens=(usage.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0,
+        experts=_read_experts(usage.get("experts"), completion_tokens),
     )
+
+
+def _read_experts(told: Any, tokens: int) -> ExpertUse | None:
+    """Of an openk2 server (`server/experts.py`). Only the mean is on the wire: it counts as that of `tokens` choices,
+    in thousandths, so that means of several answers weigh by their tokens."""
+    if not isinstance(told, Mapping) or not isinstance(told.get("mode"), str | None):
+        return None
+    per_token = told.get("per_token")
+    if not isinstance(per_token, int | float) or not 0 < per_token < 1e6:
+        return ExpertUse(told.get("mode"))
+    return ExpertUse(told.get("mode"), round(1000 * per_token) * tokens, 1000 * tokens)
