@@ -59,16 +59,16 @@ _STAGE_KINDS: tuple[dict[str, float], ...] = (
     },
     {
         "choice": 0.5,
-        "single": 0.65,
+        "single": 0.6,
         "follow_up": 0.06,
-        "parallel_same": 0.15,
-        "parallel_different": 0.17,
-        "chain": 0.27,
+        "parallel_same": 0.17,
+        "parallel_different": 0.22,
+        "chain": 0.35,
         "error": 0.06,
-        "missing": 0.16,
-        "no_fit": 0.13,
+        "missing": 0.22,
+        "no_fit": 0.18,
         "chat": 0.07,
-        "code": 0.12,
+        "code": 0.3,
     },
 )
 """Weights of the kinds of first turns, by stage; `choice` is a conversation of its own (see `_write_choice`)."""
@@ -241,7 +241,7 @@ class _Plan:
 def _write(kind: str, rng: Dice, lex: Lexicon, stage: int, turns: int, builtin: float | None = None) -> Conversation:
     if kind == "choice":
         return _write_choice(rng, lex, stage)
-    if kind in ("chat", "code") and rng.random() < 0.5:
+    if kind in ("chat", "code") and rng.random() < (0.5 if kind == "chat" else 0.8):
         number = 0
     else:
         number = rng.choice(_STAGE_TOOLS[stage])
