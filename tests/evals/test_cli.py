@@ -64,7 +64,7 @@ def test_evaluations_need_no_torch() -> None:
 def test_wrong_usage_is_refused() -> None:
     result = CliRunner().invoke(app, ["eval", "cooking"])
     assert result.exit_code == 2
-    assert "toolcalls" in result.output
+    assert "there are toolcalls and context" in result.output
     result = CliRunner().invoke(app, ["eval", "toolcalls", "x", "--base-url", "http://127.0.0.1:9", "--grammar", "off"])
     assert result.exit_code == 2
     assert "--base-url" in result.output

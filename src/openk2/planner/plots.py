@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,22 @@ from openk2.planner.curves import Figure
 FORMATS = ("png", "svg")
 
 
-def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
+@dataclass(frozen=True, kw_only=True)
+class HeatMap:
+    """Shares from 0 to 1 over two axes."""
+
+    name: str
+    """Of the file, without its ending."""
+    title: str
+    x_label: str
+    y_label: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+    """One tuple a row."""
+
+
+def draw(figures: Sequence[Figure | HeatMap], folder: Path) -> list[Path]:
     """Write every figure in every format into `folder`, which is made if need be; the files.
 
     Raises EnvironmentFault without matplotlib, or where the folder cannot be written.
@@ -32,7 +48,10 @@ def draw(figures: Sequence[Figure], folder: Path) -> list[Path]:
     with matplotlib.rc_context({"svg.hashsalt": "openk2", "font.size": 9}):
         for figure in figures:
             canvas = Canvas(figsize=(7, 4.2), layout="constrained")
-            _draw(figure, canvas.subplots())
+            if isinstance(figure, HeatMap):
+                _draw_map(figure, canvas.subplots())
+            else:
+                _draw(figure, canvas.subplots())
             written += [_save(canvas, folder / f"{figure.name}.{ending}") for ending in FORMATS]
     return written
 
@@ -56,6 +75,16 @@ def _draw(figure: Figure, axes: Any) -> None:
         axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=8)
+
+
+def _draw_map(figure: HeatMap, axes: Any) -> None:
+    axes.imshow(figure.values, vmin=0.0, vmax=1.0, cmap="RdYlGn", aspect="auto")
+    for y, row in enumerate(figure.values):
+        for x, value in enumerate(row):
+            axes.text(x, y, f"{value:.0%}", ha="center", va="center", fontsize=8)
+    axes.set(title=figure.title, xlabel=figure.x_label, ylabel=figure.y_label)
+    axes.set_xticks(range(len(figure.columns)), figure.columns)
+    axes.set_yticks(range(len(figure.rows)), figure.rows)
 
 
 def _save(canvas: Any, file: Path) -> Path:
