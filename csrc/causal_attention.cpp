@@ -55,7 +55,7 @@ Head head_at(const CausalAttention& a, int64_t task) {
     h.length = a.borders[h.sequence + 1] - h.first;
     h.D = padded_columns(a.key_dim);
     h.V = padded_columns(a.value_dim);
-    h.L = padded_columns(h.length);
+    h.L = padded_length(h.length);
     float* at = reinterpret_cast<float*>(a.scratch) + skipped + h.head * head_floats(a, h.length);
     const auto take = [&](int64_t floats) {
         float* taken = at;
@@ -85,6 +85,14 @@ T* of_head(T* base, const CausalAttention& a, const Head& h, int64_t dim) {
 
 inline F32 maximum(F32 a, F32 b) { return a > b ? a : b; }
 
+// The first `count` lanes of x, where there are so many, and `other` in the rest.
+inline F32 leading(F32 x, int64_t count, float other) {
+    if (count >= kWidth) return x;
+    U32 lanes;
+    for (int l = 0; l < kWidth; ++l) lanes[l] = l;
+    return lanes < static_cast<uint32_t>(count > 0 ? count : 0) ? x : F32{} + other;
+}
+
 void forward_head(const CausalAttention& a, int64_t task) {
     const Head h = head_at(a, task);
     gather(of_head(a.q, a, h, a.key_dim), a.heads * a.key_dim, a.key_dim, h.length, h.q, h.D);
@@ -96,32 +104,31 @@ void forward_head(const CausalAttention& a, int64_t task) {
         const int64_t rows = h.length - lo < kQueryRows ? h.length - lo : kQueryRows;
         const int64_t span = padded_columns(lo + rows);  // at most L
         product<false>(h.q + lo * h.D, h.D, 1, h.k_T, h.L, h.scores, h.L, rows, span, a.key_dim);
+        float inverse[kQueryRows];
         for (int64_t i = 0; i < rows; ++i) {
             float* row = h.scores + i * h.L;
             const int64_t seen = lo + i + 1;
-            for (int64_t j = seen; j < span; ++j) row[j] = -__builtin_inff();
-            F32 tops = load_part(row);
-            for (int64_t j = kWidth; j < span; j += kWidth) tops = maximum(tops, load_part(row + j));
+            F32 tops = F32{} - __builtin_inff();
+            for (int64_t j = 0; j < seen; j += kWidth)
+                tops = maximum(tops, leading(load_part(row + j), seen - j, -__builtin_inff()));
             float top = tops[0];
             for (int l = 1; l < kWidth; ++l) top = tops[l] > top ? tops[l] : top;
             F32 sums = {};
             for (int64_t j = 0; j < span; j += kWidth) {
-                const F32 p = exponential((load_part(row + j) - top) * a.scale);
+                const F32 p = leading(exponential((load_part(row + j) - top) * a.scale), seen - j, 0.0f);
                 store_part(row + j, p);
                 sums += p;
             }
-            for (int64_t j = seen; j < span; ++j) {  // exponential() ends at e^-87
-                sums[j % kWidth] -= row[j];
-                row[j] = 0.0f;
-            }
             float sum = 0.0f;
             for (int l = 0; l < kWidth; ++l) sum += sums[l];
-            const float inverse = 1.0f / sum;
-            for (int64_t j = 0; j < span; j += kWidth) store_part(row + j, load_part(row + j) * inverse);
+            inverse[i] = 1.0f / sum;
             a.lse[h.head * a.tokens + h.first + lo + i] = top * a.scale + __builtin_logf(sum);
             largest = top * a.scale > largest ? top * a.scale : largest;
         }
-        product<false>(h.scores, h.L, 1, h.v, h.V, h.out + lo * h.V, h.V, rows, h.V, lo + rows);
+        float* out = h.out + lo * h.V;
+        product<false>(h.scores, h.L, 1, h.v, h.V, out, h.V, rows, h.V, lo + rows);
+        for (int64_t i = 0; i < rows; ++i)
+            for (int64_t d = 0; d < h.V; ++d) out[i * h.V + d] *= inverse[i];
     }
     scatter(h.out, h.V, of_head(a.out, a, h, a.value_dim), a.heads * a.value_dim, a.value_dim, h.length);
     a.largest[h.head * a.sequences + h.sequence] = largest;
@@ -153,11 +160,10 @@ void backward_head(const CausalAttention& a, int64_t task) {
             float *p = h.scores + i * h.L, *d = h.d_scores + i * h.L;
             const float lse = a.lse[h.head * a.tokens + h.first + lo + i], delta = h.delta[lo + i];
             for (int64_t j = 0; j < span; j += kWidth) {
-                const F32 prob = exponential(load_part(p + j) * a.scale - lse);
+                const F32 prob = leading(exponential(load_part(p + j) * a.scale - lse), lo + i + 1 - j, 0.0f);
                 store_part(p + j, prob);
                 store_part(d + j, (load_part(d + j) - delta) * prob * a.scale);
             }
-            for (int64_t j = lo + i + 1; j < span; ++j) p[j] = d[j] = 0.0f;
         }
         product<true>(h.d_scores, 1, h.L, h.q + lo * h.D, h.D, h.dk, h.D, keys, h.D, rows);
         product<true>(h.scores, 1, h.L, h.g + lo * h.V, h.V, h.dv, h.V, keys, h.V, rows);

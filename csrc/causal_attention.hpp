@@ -26,10 +26,14 @@ constexpr int64_t kColumnPad = 16;  // columns of every product come in so many:
 
 inline int64_t padded_columns(int64_t columns) { return (columns + kColumnPad - 1) / kColumnPad * kColumnPad; }
 
+// Columns of a row of scores and of the transposed keys: an odd number of cache lines, since rows a power of two apart
+// would share a few sets of the first-level cache.
+inline int64_t padded_length(int64_t length) { return padded_columns(length) | kColumnPad; }
+
 // Floats that one head of a sequence of `length` tokens needs: keys and values in both orders, queries, gradients, two
 // blocks of scores.
 inline int64_t head_floats(const CausalAttention& a, int64_t length) {
-    const int64_t D = padded_columns(a.key_dim), V = padded_columns(a.value_dim), L = padded_columns(length);
+    const int64_t D = padded_columns(a.key_dim), V = padded_columns(a.value_dim), L = padded_length(length);
     return L * (4 * D + 5 * V + 1) + 2 * kQueryRows * L;
 }
 

@@ -1,6 +1,6 @@
 // The experts of a MoE layer for training. Pairs are sorted by expert. Forward, and backward towards the inputs, a task
-// is a block of tokens: it takes the block's pairs expert by expert and adds each product to its token while the block's
-// sums are in the cache, so no pair's output is ever stored. Backward towards the weights, a task is an expert.
+// is a block of tokens: it takes the block's pairs expert by expert and adds each product to its token's row while the
+// block's rows are in the cache, so no pair's output is ever stored. Backward towards the weights, a task is an expert.
 //
 // How the work is cut depends on shapes alone: any number of threads gives the same bits. Products may be fused
 // (CMakeLists.txt): training promises no bits across machines.
@@ -21,10 +21,6 @@ void clear(float* at, int64_t count) {
 // Of n floats, n a multiple of a register.
 void copy(const float* from, float* to, int64_t n) {
     for (int64_t i = 0; i < n; i += kWidth) store_part(to + i, load_part(from + i));
-}
-
-void add(const float* from, float* to, int64_t n) {
-    for (int64_t i = 0; i < n; i += kWidth) store_part(to + i, load_part(to + i) + load_part(from + i));
 }
 
 struct Pairs {
@@ -54,14 +50,14 @@ Pairs sorted_pairs(const TrainedExperts& a) {
     return p;
 }
 
-// The working rows of one task.
+// The working rows of one task, and of `none` one more row, where what is added to no token goes.
 struct Tile {
-    float *in, *gate_up, *hidden, *d_hidden, *out;
+    float *in, *gate_up, *hidden, *d_hidden, *none;
 
     Tile(const TrainedExperts& a, float* rest, int64_t task) {
         in = rest + task * pair_tile_floats(a);
-        out = in + kPairTile * a.hidden;
-        gate_up = out + kPairTile * a.hidden;
+        none = in + kPairTile * a.hidden;
+        gate_up = none + a.hidden;
         hidden = gate_up + kPairTile * 2 * a.width;
         d_hidden = hidden + kPairTile * a.width;
     }
@@ -81,6 +77,53 @@ void gather(const TrainedExperts& a, const float* from, const int32_t* order, in
     for (int64_t i = 0; i < rows; ++i) copy(from + order[i] / a.topk * a.hidden, to + i * a.hidden, a.hidden);
     clear(to + rows * a.hidden, (whole_rows(rows) - rows) * a.hidden);
 }
+
+// Products of a tile that are added to its tokens' rows; an expert has a token but once.
+struct ToTokens {
+    const float* A;
+    int64_t lda;
+    const float* B;
+    int64_t ldb;
+    float* rows[kPairTile];
+
+    ToTokens(const TrainedExperts& a, const float* A, int64_t lda, const float* B, float* to, const int32_t* order,
+             int64_t pairs, float* none)
+        : A(A), lda(lda), B(B), ldb(a.hidden) {
+        for (int64_t i = 0; i < whole_rows(pairs); ++i) rows[i] = i < pairs ? to + order[i] / a.topk * a.hidden : none;
+    }
+    float a(int64_t i, int64_t k) const { return A[i * lda + k]; }
+    const float* b(int64_t k) const { return B + k * ldb; }
+    float* c(int64_t i) const { return rows[i]; }
+};
+
+// The tokens' rows of a tile, for sums over its pairs.
+struct FromTokens {
+    const float* rows[kPairTile];
+
+    FromTokens(const TrainedExperts& a, const float* from, const int32_t* order, int64_t pairs) {
+        for (int64_t i = 0; i < pairs; ++i) rows[i] = from + order[i] / a.topk * a.hidden;
+    }
+};
+
+struct DGateUp : FromTokens {
+    const float* grad;  // (pairs, 2 width)
+    float* to;          // (2 width, hidden)
+    int64_t width, hidden;
+
+    float a(int64_t i, int64_t k) const { return grad[k * 2 * width + i]; }
+    const float* b(int64_t k) const { return rows[k]; }
+    float* c(int64_t i) const { return to + i * hidden; }
+};
+
+struct DDown : FromTokens {
+    const float* h;  // (pairs, width)
+    float* to;       // (hidden, width)
+    int64_t width;
+
+    float a(int64_t i, int64_t k) const { return rows[k][i]; }
+    const float* b(int64_t k) const { return h + k * width; }
+    float* c(int64_t i) const { return to + i * width; }
+};
 
 inline F32 sigmoid(F32 x) { return 1.0f / (1.0f + exponential(-x)); }
 
@@ -108,8 +151,7 @@ void forward_block(const TrainedExperts& a, const Pairs& pairs, const float* tur
                     store_part(t.hidden + i * F + f, g * sigmoid(g) * load_part(up + f) * weight);
                 }
             }
-            product<false>(t.hidden, F, 1, down, D, t.out, D, whole, D, F);
-            for (int64_t i = 0; i < rows; ++i) add(t.out + i * D, a.out + order[i] / a.topk * D, D);
+            product<true>(ToTokens(a, t.hidden, F, down, a.out, order, rows, t.none), whole, D, F);
         });
     }
 }
@@ -147,25 +189,23 @@ void backward_block(const TrainedExperts& a, const Pairs& pairs, float* d_gate_u
             }
             clear(t.gate_up + rows * 2 * F, (whole - rows) * 2 * F);
             copy(t.gate_up, d_gate_up_out + first * 2 * F, rows * 2 * F);
-            product<false>(t.gate_up, 2 * F, 1, a.gate_up + e * 2 * F * D, D, t.out, D, whole, D, 2 * F);
-            for (int64_t i = 0; i < rows; ++i) add(t.out + i * D, a.dx + order[i] / a.topk * D, D);
+            const float* gate_up = a.gate_up + e * 2 * F * D;
+            product<true>(ToTokens(a, t.gate_up, 2 * F, gate_up, a.dx, order, rows, t.none), whole, D, 2 * F);
         });
     }
 }
 
 // One expert's matrices, backward.
 void backward_expert(const TrainedExperts& a, const Pairs& pairs, const float* d_gate_up_out, const float* hidden,
-                     float* rest, int64_t e) {
+                     int64_t e) {
     const int64_t D = a.hidden, F = a.width;
-    const Tile t(a, rest, e);
     float *d_gate_up = a.d_gate_up + e * 2 * F * D, *d_down = a.d_down + e * D * F;
     clear(d_gate_up, 2 * F * D);
     clear(d_down, D * F);
     tiles(pairs.begin(e, 0), pairs.end(e, pairs.blocks - 1), [&](int64_t first, int64_t rows) {
-        gather(a, a.x, pairs.order + first, rows, t.in);
-        product<true>(d_gate_up_out + first * 2 * F, 1, 2 * F, t.in, D, d_gate_up, D, 2 * F, D, rows);
-        gather(a, a.grad, pairs.order + first, rows, t.in);
-        product<true>(t.in, 1, D, hidden + first * F, F, d_down, F, D, F, rows);
+        const int32_t* order = pairs.order + first;
+        product<true>(DGateUp{{a, a.x, order, rows}, d_gate_up_out + first * 2 * F, d_gate_up, F, D}, 2 * F, D, rows);
+        product<true>(DDown{{a, a.grad, order, rows}, hidden + first * F, d_down, F}, D, F, rows);
     });
 }
 
@@ -188,7 +228,7 @@ void trained_experts_backward(const TrainedExperts& a) {
     const Pairs pairs = sorted_pairs(a);
     float *d_gate_up_out = pairs.rest, *hidden = d_gate_up_out + count * 2 * a.width, *rest = hidden + count * a.width;
     parallel_for(pairs.blocks, [&](int64_t block) { backward_block(a, pairs, d_gate_up_out, hidden, rest, block); });
-    parallel_for(a.experts, [&](int64_t e) { backward_expert(a, pairs, d_gate_up_out, hidden, rest, e); });
+    parallel_for(a.experts, [&](int64_t e) { backward_expert(a, pairs, d_gate_up_out, hidden, e); });
 }
 
 }  // namespace openk2::OPENK2_ISA

@@ -10,7 +10,7 @@ namespace openk2 {
 struct TrainedExperts {
     int64_t tokens, topk, experts, width, hidden;  // width and hidden are multiples of kExpertColumns
     const float* x;        // (tokens, hidden)
-    const int64_t* ids;    // (tokens, topk), each from 0 to experts - 1
+    const int64_t* ids;    // (tokens, topk), each from 0 to experts - 1, of a token all different
     const float* weights;  // (tokens, topk)
     const float* gate_up;  // (experts, 2 width, hidden), gate rows first
     const float* down;     // (experts, hidden, width)
@@ -27,14 +27,13 @@ constexpr int64_t kPairTile = 64;     // pairs of one expert that are multiplied
 
 inline int64_t token_blocks(const TrainedExperts& a) { return (a.tokens + kTokenBlock - 1) / kTokenBlock; }
 
-// Rows that a task works on: gathered, its products with gate and up, its hidden state, and what it adds to its tokens.
-inline int64_t pair_tile_floats(const TrainedExperts& a) { return kPairTile * (2 * a.hidden + 4 * a.width); }
+// Rows that a task works on: gathered, their products with gate and up, the hidden state and its gradient; and one more.
+inline int64_t pair_tile_floats(const TrainedExperts& a) { return kPairTile * (a.hidden + 4 * a.width) + a.hidden; }
 
 inline int64_t trained_experts_scratch(const TrainedExperts& a, bool backward) {
     const int64_t pairs = a.tokens * a.topk, blocks = token_blocks(a), matrices = 3 * a.experts * a.width * a.hidden;
-    const int64_t tasks = backward && a.experts > blocks ? a.experts : blocks;
     const int64_t integers = a.experts * blocks + 1 + pairs;
-    return 4 * (integers + 16) + 4 * (tasks * pair_tile_floats(a) + (backward ? pairs * 3 * a.width : matrices));
+    return 4 * (integers + 16) + 4 * (blocks * pair_tile_floats(a) + (backward ? pairs * 3 * a.width : matrices));
 }
 
 }  // namespace openk2

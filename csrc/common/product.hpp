@@ -10,43 +10,59 @@ constexpr int kVectors = 2;  // registers side by side
 constexpr int kRows = kRegisterBytes == 64 ? 8 : 4;
 constexpr int64_t kStep = kVectors * kWidth;
 
-// C (+)= A B for `Rows` rows and `Vectors` registers of columns; a(i, k) = A[i * row + k * col].
-template <int Rows, int Vectors, bool accumulate>
-inline void product_block(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
-                          int64_t depth) {
+// Rows of A and C, and of B, one after the other at a distance.
+struct Strided {
+    const float* A;
+    int64_t row, col;  // a(i, k) = A[i * row + k * col]
+    const float* B;
+    int64_t ldb;
+    float* C;
+    int64_t ldc;
+
+    float a(int64_t i, int64_t k) const { return A[i * row + k * col]; }
+    const float* b(int64_t k) const { return B + k * ldb; }
+    float* c(int64_t i) const { return C + i * ldc; }
+};
+
+// C (+)= A B for `Rows` rows from `first` on and `Vectors` registers of columns from `column` on. `Places` says where the
+// numbers lie, as Strided does.
+template <int Rows, int Vectors, bool accumulate, typename Places>
+inline void product_block(const Places& at, int64_t first, int64_t column, int64_t depth) {
     F32 sums[Rows][Vectors];
     for (int i = 0; i < Rows; ++i)
-        for (int n = 0; n < Vectors; ++n) sums[i][n] = accumulate ? load_part(C + i * ldc + n * kWidth) : F32{};
+        for (int n = 0; n < Vectors; ++n)
+            sums[i][n] = accumulate ? load_part(at.c(first + i) + column + n * kWidth) : F32{};
     for (int64_t k = 0; k < depth; ++k) {
         F32 b[Vectors];
-        for (int n = 0; n < Vectors; ++n) b[n] = load_part(B + k * ldb + n * kWidth);
+        for (int n = 0; n < Vectors; ++n) b[n] = load_part(at.b(k) + column + n * kWidth);
         for (int i = 0; i < Rows; ++i) {
-            const float a = A[i * row + k * col];
+            const float a = at.a(first + i, k);
             for (int n = 0; n < Vectors; ++n) sums[i][n] += b[n] * a;
         }
     }
     for (int i = 0; i < Rows; ++i)
-        for (int n = 0; n < Vectors; ++n) store_part(C + i * ldc + n * kWidth, sums[i][n]);
+        for (int n = 0; n < Vectors; ++n) store_part(at.c(first + i) + column + n * kWidth, sums[i][n]);
+}
+
+template <int Vectors, bool accumulate, typename Places>
+inline void product_columns(const Places& at, int64_t column, int64_t rows, int64_t depth) {
+    int64_t i = 0;
+    for (; i + kRows <= rows; i += kRows) product_block<kRows, Vectors, accumulate>(at, i, column, depth);
+    for (; i < rows; ++i) product_block<1, Vectors, accumulate>(at, i, column, depth);
 }
 
 // C (rows, columns) (+)= A (rows, depth) B (depth, columns); columns is a multiple of kWidth.
-template <int Vectors, bool accumulate>
-inline void product_columns(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc,
-                            int64_t rows, int64_t depth) {
-    int64_t i = 0;
-    for (; i + kRows <= rows; i += kRows)
-        product_block<kRows, Vectors, accumulate>(A + i * row, row, col, B, ldb, C + i * ldc, ldc, depth);
-    for (; i < rows; ++i) product_block<1, Vectors, accumulate>(A + i * row, row, col, B, ldb, C + i * ldc, ldc, depth);
+template <bool accumulate, typename Places>
+inline void product(const Places& at, int64_t rows, int64_t columns, int64_t depth) {
+    int64_t n = 0;
+    for (; n + kStep <= columns; n += kStep) product_columns<kVectors, accumulate>(at, n, rows, depth);
+    for (; n < columns; n += kWidth) product_columns<1, accumulate>(at, n, rows, depth);
 }
 
 template <bool accumulate>
 void product(const float* A, int64_t row, int64_t col, const float* B, int64_t ldb, float* C, int64_t ldc, int64_t rows,
              int64_t columns, int64_t depth) {
-    int64_t n = 0;
-    for (; n + kStep <= columns; n += kStep)
-        product_columns<kVectors, accumulate>(A, row, col, B + n, ldb, C + n, ldc, rows, depth);
-    for (; n < columns; n += kWidth)
-        product_columns<1, accumulate>(A, row, col, B + n, ldb, C + n, ldc, rows, depth);
+    product<accumulate>(Strided{A, row, col, B, ldb, C, ldc}, rows, columns, depth);
 }
 
 // A square of kWidth registers, its rows for its columns: at each step the blocks of `Half` lanes off the diagonal
