@@ -148,16 +148,18 @@ def make_pair() -> Callable[[str], Pair]:
 
     def make(name: str) -> Pair:
         if name not in built:
-            built[name] = _build(tiny_config(name))
+            ours = K2Model(tiny_config(name))
+            randomise(ours)
+            built[name] = pair_of(ours)
         return built[name]
 
     return make
 
 
-def _build(config: ModelConfig) -> Pair:
+def pair_of(ours: K2Model) -> Pair:
+    """`ours` and transformers' model of its config with its weights."""
     transformers = pytest.importorskip("transformers")
-    ours = K2Model(config)
-    randomise(ours)
+    config = ours.config
     v2 = config.model_type == "deepseek_v2"
     raw = config.to_hf()
     raw["model_type"] = "deepseek_v2" if v2 else "deepseek_v3"  # transformers does not know kimi_k2

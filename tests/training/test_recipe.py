@@ -14,7 +14,7 @@ from openk2.training.schedule import WarmupStableDecay
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[data]\nkind = "texts"', "data.kind must be generated or text or messages"),
+        ('[data]\nkind = "texts"', "data.kind must be generated or text or messages or long"),
         ('[data]\nkind = "text"', "takes files"),
         ('[data]\nfiles = ["a"]', "takes no data.files"),
         ('[data]\nkind = "text"\nfiles = ["a"]\nheld_out = 1.5', "share from 0 up to 1"),

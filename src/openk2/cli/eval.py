@@ -108,7 +108,7 @@ def context(
     depths: Annotated[
         int, typer.Option(min=1, help="At how many places, evenly from the beginning to the end, what is asked lies.")
     ] = CONTEXT_PLACES,
-    n: Annotated[int, typer.Option("--n", min=1, help="Cases of each task, length and place.")] = CONTEXT_CASES,
+    n: Annotated[int, typer.Option("--n", min=1, help="Contexts of each length: cases at each place.")] = CONTEXT_CASES,
     seed: Annotated[int, typer.Option(help="Draws the texts.")] = 0,
     concurrency: Concurrency = 8,
     output: Output = None,
@@ -253,14 +253,15 @@ def _draw(reports: Sequence[ContextReport], folder: Path) -> None:
             x_label="tokens of context",
             y_label="place of what is asked",
             columns=tuple(f"{length:,}" for length in report.lengths),
-            rows=tuple(f"{depth:.0%}" for depth in report.depths),
+            rows=tuple(f"{depth:.0%}" for depth in report.depths(task)),
             values=tuple(
                 tuple(report.share(task, length, depth).value or 0.0 for length in report.lengths)
-                for depth in report.depths
+                for depth in report.depths(task)
             ),
         )
         for report in reports
         for task in report.tasks
+        if report.depths(task)
     ]
     for file in draw(maps, folder):
         typer.echo(str(file), err=True)

@@ -10,9 +10,10 @@ from openk2.chat.template import ChatTemplate
 from openk2.errors import DataError
 from openk2.training.data import Conversation, conversations
 from openk2.training.files import collect_conversations, collect_texts, expand_paths
+from openk2.training.long_source import LongSource, held_long
 from openk2.training.packing import Example
 from openk2.training.parallel import ALONE, Ranks
-from openk2.training.recipe import Recipe
+from openk2.training.recipe import MADE_HERE, Recipe
 from openk2.training.rl.tasks import Stream
 from openk2.training.rl.trainer import RLTrainer
 from openk2.training.source import BatchSource, MessageSource, Source, TextSource
@@ -37,21 +38,21 @@ def open_run(
     """
     ranks.check(recipe)
     data = recipe.data
-    if data.kind == "generated":
+    window = recipe.model.max_position_embeddings
+    if data.kind in MADE_HERE:
         with ranks.first_alone():
             template = ChatTemplate(make_tokenizer(recipe, folder / "tokenizer"))
 
         def stream(seed: int, stage: int) -> Iterator[Conversation]:
             return conversations(seed, "train", stage=stage)
 
-        source = BatchSource(
-            template,
-            stream,
-            seed=recipe.seed,
-            max_length=recipe.model.max_position_embeddings,
-        )
-        last_stage = recipe.stages[-1].data_stage
-        held = list(islice(conversations(recipe.seed, "held", stage=last_stage), recipe.validation_conversations))
+        source_kind = LongSource if data.kind == "long" else BatchSource
+        source = source_kind(template, stream, seed=recipe.seed, max_length=window)
+        last, most = recipe.stages[-1], recipe.validation_conversations
+        held: list[Conversation] = []
+        if data.kind == "long":
+            held += held_long(template, recipe.seed, last.sequence_tokens or window, most // 2)
+        held += islice(conversations(recipe.seed, "held", stage=last.data_stage), most - len(held))
         return _trainer(recipe, source, stream, folder, device, ranks), held
     paths = watch(expand_paths(data.files))
     documents = collect_texts(paths, data.text_field) if data.kind == "text" else collect_conversations(paths)
@@ -62,7 +63,7 @@ def open_run(
         template,
         documents,
         seed=recipe.seed,
-        max_length=recipe.model.max_position_embeddings,
+        max_length=window,
         held_out=data.held_out,
     )
     most = recipe.validation_conversations

@@ -30,7 +30,7 @@ def first_model(config: ModelConfig, init: str, seed: int) -> K2Model:
     """A float32 model before its first step; `init` is `structured`, `random`, or a checkpoint folder to go on from.
 
     Raises ConfigError when the checkpoint is of another architecture. Fewer layers and smaller widths are no
-    difference: it is grown (`widen.WIDTHS`).
+    difference: it is grown (`widen.WIDTHS`). Nor is a shorter window: it is extended (`extends`).
     """
     model = K2Model(config).float()
     if init == "structured":
@@ -41,7 +41,8 @@ def first_model(config: ModelConfig, init: str, seed: int) -> K2Model:
         source = load_model(init, dtype=torch.float32)
         theirs, ours = source.config.to_hf(), config.to_hf()
         widths = (*WIDTHS, "num_key_value_heads") if can_widen(source.config, config) else ()
-        free = {"torch_dtype", "num_hidden_layers", *widths}
+        window = ("rope_scaling", "max_position_embeddings") if extends(source.config, config) else ()
+        free = {"torch_dtype", "num_hidden_layers", *widths, *window}
         differing = [k for k, v in theirs.items() if ours.get(k) != v and k not in free]
         if differing or source.config.num_hidden_layers > config.num_hidden_layers:
             names = ", ".join(differing) or "num_hidden_layers"
@@ -53,6 +54,23 @@ def first_model(config: ModelConfig, init: str, seed: int) -> K2Model:
             widen_(source, narrow)
         grow_(model, source, seed)
     return model
+
+
+def extends(source: ModelConfig, target: ModelConfig) -> bool:
+    """Whether `target` reads at least as far as `source`, by YaRN over positions that `source` was trained on.
+
+    A window that was extended before keeps its original; else the original may be shorter than the window, of a model
+    that was trained on shorter sequences.
+    """
+    before, after = source.rope_scaling, target.rope_scaling
+    if target.max_position_embeddings < source.max_position_embeddings:
+        return False
+    if after is None:
+        return before is None and target.max_position_embeddings == source.max_position_embeddings
+    if before is None:
+        return after.original_max_position_embeddings <= source.max_position_embeddings
+    same_original = after.original_max_position_embeddings == before.original_max_position_embeddings
+    return same_original and after.factor >= before.factor
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from openk2.checkpoint import load_config
-from openk2.config import ModelConfig
+from openk2.config import ModelConfig, RopeScaling
 from openk2.config.presets import preset
 from openk2.errors import ConfigError
 from openk2.training.bpe import MERGES
@@ -20,7 +20,9 @@ from openk2.training.lora import LoraConfig
 from openk2.training.rl.config import RLConfig
 from openk2.training.schedule import WarmupStableDecay
 
-DATA_KINDS = ("generated", "text", "messages")
+DATA_KINDS = ("generated", "text", "messages", "long")
+MADE_HERE = frozenset({"generated", "long"})
+"""Kinds of data that are generated and take no files."""
 DTYPES = ("float32", "bfloat16")
 OPTIMIZERS = ("muonclip", "adamw")
 
@@ -34,12 +36,18 @@ class StageConfig:
     until_tokens: int = sys.maxsize
     data_stage: int = 3
     """Difficulty of the generated conversations, 0 (one tool) to 3 (up to six tools, all kinds)."""
+    sequence_tokens: int = 0
+    """Of data kind `long`: most tokens of a conversation; 0 is the model's window."""
     prompt_weight: float = 0.0
     """Weight of the loss on the prompt's tokens; that share of them, drawn at random, is learned like the reply's."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 1:
             raise ConfigError(f"batch_tokens must be at least 1, not {self.batch_tokens}", param="batch_tokens")
+        if self.sequence_tokens < 0:
+            raise ConfigError(
+                f"sequence_tokens must be at least 0, not {self.sequence_tokens}", param="sequence_tokens"
+            )
         if not 0 <= self.prompt_weight <= 1:
             raise ConfigError(
                 f"prompt_weight is a share from 0 to 1, not {self.prompt_weight:g}", param="prompt_weight"
@@ -51,7 +59,8 @@ class DataConfig:
     """What the run learns from."""
 
     kind: str = "generated"
-    """`generated` conversations, `text` to pretrain on, or `messages`: conversations from files."""
+    """`generated` conversations, `text` to pretrain on, `messages`: conversations from files, or `long`: generated ones
+    of many turns, in which late turns need early values, with ordinary ones between them."""
     files: tuple[str, ...] = ()
     """Paths or patterns, from the working folder."""
     held_out: float = 0.01
@@ -62,10 +71,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.kind not in DATA_KINDS:
             raise ConfigError(f"data.kind must be {' or '.join(DATA_KINDS)}, not {self.kind!r}", param="data.kind")
-        if not isinstance(self.files, tuple) or (self.kind == "generated") != (not self.files):
+        if not isinstance(self.files, tuple) or (self.kind in MADE_HERE) != (not self.files):
             raise ConfigError(
                 f"data.kind {self.kind!r} takes "
-                + ("no data.files" if self.kind == "generated" else 'files: data.files = ["PATH", ...]'),
+                + ("no data.files" if self.kind in MADE_HERE else 'files: data.files = ["PATH", ...]'),
                 param="data.files",
             )
         if not 0 <= self.held_out < 1:
@@ -168,7 +177,7 @@ class TrackingConfig:
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     model: ModelConfig
-    """The `[model]` section: a preset with changes. Left out with a checkpoint as `init`: that one's."""
+    """The `[model]` section: a preset with changes, or, without the key `preset`, a checkpoint's that is `init`."""
     schedule: WarmupStableDecay
     stages: tuple[StageConfig, ...]
     data: DataConfig = field(default_factory=DataConfig)
@@ -230,6 +239,12 @@ class Recipe:
         ends = [stage.until_tokens for stage in self.stages]
         if not ends or ends != sorted(ends):
             raise ConfigError("stages must be listed with rising until_tokens", param="stages")
+        window = self.model.max_position_embeddings
+        if (longest := max(stage.sequence_tokens for stage in self.stages)) > window:
+            raise ConfigError(
+                f"sequence_tokens of {longest} is beyond model.max_position_embeddings, which is {window}",
+                param="stages.sequence_tokens",
+            )
 
     def stage(self, tokens: int) -> StageConfig:
         """The stage in force once `tokens` have been trained on; the last one has no end."""
@@ -271,12 +286,35 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _model(section: Any, init: Any) -> ModelConfig:
-    """Of the section; without one, that of the `init` checkpoint."""
-    if section is None and isinstance(init, str) and Path(init).is_dir():
-        return load_config(init)
-    given = dict(section) if isinstance(section, Mapping) else section
-    base = preset(given.pop("preset", "nano")) if isinstance(given, dict) else preset("nano")
-    return _build(type(base), {} if given is None else given, "model", base)
+    """The section's changes to its preset; without one, to the `init` checkpoint, or else to nano."""
+    if not isinstance(section, Mapping | None):
+        return _build(ModelConfig, section, "model")  # which refuses it
+    given = dict(section or {})
+    named = given.pop("preset", None)
+    from_checkpoint = named is None and isinstance(init, str) and Path(init).is_dir()
+    base = load_config(init) if from_checkpoint else preset(named or "nano")
+    if "rope_scaling" in given:
+        given["rope_scaling"] = _rope_scaling(given["rope_scaling"])
+    made: ModelConfig = _build(type(base), given, "model", base)
+    scaling = made.rope_scaling
+    if scaling is not None and made.max_position_embeddings > scaling.factor * scaling.original_max_position_embeddings:
+        raise ConfigError(
+            f"[model] max_position_embeddings is {made.max_position_embeddings}, and rope_scaling reaches "
+            f"{scaling.factor * scaling.original_max_position_embeddings:g}: its factor times its "
+            "original_max_position_embeddings",
+            param="model.max_position_embeddings",
+        )
+    return made
+
+
+def _rope_scaling(section: Any) -> RopeScaling:
+    """`[model.rope_scaling]` in the spelling of `config.json`."""
+    values = dict(section) if isinstance(section, Mapping) else section
+    kind = values.pop("type", "yarn") if isinstance(values, dict) else "yarn"
+    if kind != "yarn":
+        raise ConfigError(f"[model.rope_scaling] type must be yarn, not {kind!r}", param="model.rope_scaling.type")
+    made: RopeScaling = _build(RopeScaling, values, "model.rope_scaling")
+    return made
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

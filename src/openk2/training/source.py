@@ -57,16 +57,12 @@ class BatchSource:
         seed = self.seed * 1_000_003 + number
         examples: list[Example] = []
         size = refused = 0
-        for conversation in self.conversations(seed, stage.data_stage):
-            example = render_example(self.template, conversation.tools, conversation.messages)
+        for example in self._examples(seed, stage):
             length = len(example.token_ids)
             if length > self.max_length:
                 refused += 1
                 if refused == MOST_REFUSED:
-                    raise DataError(
-                        f"generated conversations do not fit model.max_position_embeddings ({self.max_length} tokens)",
-                        param="model.max_position_embeddings",
-                    )
+                    raise self._no_use()
                 continue
             if examples and size + length > stage.batch_tokens:
                 break
@@ -74,6 +70,17 @@ class BatchSource:
             examples.append(example)
             size += length
         return _with_prompts(collate(examples), seed, stage.prompt_weight)
+
+    def _examples(self, seed: int, stage: StageConfig) -> Iterator[Example]:
+        """What a batch is filled from, in order."""
+        for conversation in self.conversations(seed, stage.data_stage):
+            yield render_example(self.template, conversation.tools, conversation.messages)
+
+    def _no_use(self) -> DataError:
+        return DataError(
+            f"generated conversations do not fit model.max_position_embeddings ({self.max_length} tokens)",
+            param="model.max_position_embeddings",
+        )
 
     def position(self) -> Position:
         """Nothing: the number of a batch says what is in it."""

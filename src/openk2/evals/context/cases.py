@@ -3,7 +3,8 @@
 A context is a conversation of many turns: the badge of a person is asked for, looked up and told. The last request
 needs one of the badges as an argument. `needle` names the person, so that the badge must be found by its record's key,
 among records that are like it in all else, as in RULER's multi-key retrieval (Hsieh et al., arXiv:2404.06654). `copy`
-gives the badge's first word, so that the rest must be repeated from where it stood.
+gives the badge's first word, so that the rest must be repeated from where it stood. `call` needs none of the
+records: one more badge is to be looked up. A model that fails there is lost at this length, whatever it remembers.
 
 All requests over one context share it word for word, so that an engine with a prefix cache reads it once.
 """
@@ -20,7 +21,7 @@ from typing import Literal, get_args
 from openk2.chat.messages import Message, ToolCall, ToolSpec
 from openk2.evals.cases import Case, ExpectedCall
 
-ContextTask = Literal["needle", "copy"]
+ContextTask = Literal["needle", "copy", "call"]
 TASKS: tuple[ContextTask, ...] = get_args(ContextTask)
 ANSWER_TOKENS = 64
 """Of a context's length, what is kept free for the answer: one call with one short argument."""
@@ -105,10 +106,12 @@ def _turn(index: int, entry: Entry) -> tuple[Message, ...]:
 
 
 def request(task: ContextTask, entry: Entry) -> str:
-    """The last message: it needs the badge of `entry`."""
+    """The last message: it needs the badge of `entry`, or its looking up."""
     if task == "needle":
         return f"Open the door for {entry.name}, with the badge that you looked up before."
-    return f"Open the door with the badge that begins with {entry.beginning}. Give the whole badge."
+    if task == "copy":
+        return f"Open the door with the badge that begins with {entry.beginning}. Give the whole badge."
+    return f"Get the badge of {entry.name}."
 
 
 @dataclass(frozen=True)
@@ -120,29 +123,35 @@ class ContextCase:
     task: ContextTask
     length: int
     """Tokens of prompt and answer that were aimed at."""
-    depth: float
-    """Where the record lies: 0 at the beginning, 1 just before the request."""
+    depth: float | None
+    """Where the record lies: 0 at the beginning, 1 just before the request; None: it is a new one."""
     prompt_tokens: int
     """Of the context with the longest of its requests: exact, or as estimated."""
 
     @cached_property
     def case(self) -> Case:
-        entry = self.context.entries(self.records)[round(self.depth * (self.records - 1))]
+        if self.depth is None:
+            entry = self.context.entries(self.records + 1)[-1]
+            call = ExpectedCall(LOOK_UP.name, {"name": entry.name})
+        else:
+            entry = self.context.entries(self.records)[round(self.depth * (self.records - 1))]
+            call = ExpectedCall(USE.name, {"badge": entry.badge})
+        where = "" if self.depth is None else f"/{self.depth:.4g}"
         return Case(
-            id=f"context/{self.context.seed}/{self.length}/{self.task}/{self.depth:.4g}",
+            id=f"context/{self.context.seed}/{self.length}/{self.task}{where}",
             set="context",
             kind="single",
             tools=TOOLS,
             messages=(*self.context.messages(self.records), Message("user", request(self.task, entry))),
-            calls=(ExpectedCall(USE.name, {"badge": entry.badge}),),
+            calls=(call,),
         )
 
 
 def context_cases(contexts: Iterable[tuple[Context, int, int, int]], depths: Sequence[float]) -> list[ContextCase]:
-    """Every task at every depth over each of `contexts`: (context, its records, length, tokens)."""
+    """`needle` and `copy` at every depth, and `call`, over each context: (it, its records, length, tokens)."""
+    placed: list[tuple[ContextTask, float | None]] = [(task, depth) for task in ("needle", "copy") for depth in depths]
     return [
         ContextCase(context, records, task, length, depth, tokens)
         for context, records, length, tokens in contexts
-        for task in TASKS
-        for depth in depths
+        for task, depth in [*placed, ("call", None)]
     ]

@@ -40,9 +40,9 @@ class ContextReport:
     def lengths(self) -> list[int]:
         return sorted({one.length for one, _ in self.answers})
 
-    @property
-    def depths(self) -> list[float]:
-        return sorted({one.depth for one, _ in self.answers})
+    def depths(self, task: ContextTask) -> list[float]:
+        """None of a task that needs no record."""
+        return sorted({one.depth for one, _ in self.answers if one.task == task and one.depth is not None})
 
     def share(self, task: ContextTask, length: int, depth: float | None = None) -> Share:
         """Right answers of a cell; without a depth, of all depths together."""
@@ -64,7 +64,7 @@ class ContextReport:
                 {"task": task, "length": length, "depth": depth, **_plain(self.share(task, length, depth))}
                 for task in self.tasks
                 for length in self.lengths
-                for depth in self.depths
+                for depth in self.depths(task)
             ],
             "lengths": [
                 {
@@ -85,15 +85,16 @@ class ContextReport:
         return [self._table(task) for task in self.tasks]
 
     def _table(self, task: ContextTask) -> Table:
-        n = self.share(task, self.lengths[0], self.depths[0]).n
+        depths = self.depths(task)
+        n = self.share(task, self.lengths[0], *depths[:1]).n
         about = "" if self.exact else ", lengths estimated"
-        title = f"{self.model}, {task}: right answers in % with 95% interval, n={n} at each place{about}"
+        title = f"{self.model}, {task}: right answers in % with 95% interval, n={n} each{about}"
         table = Table("tokens", title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
-        for depth in self.depths:
+        for depth in depths:
             table.add_column(f"{depth:.0%} deep", justify="right", no_wrap=True)
         table.add_column("all", justify="right", no_wrap=True)
         for length in self.lengths:
-            cells = [self.share(task, length, depth) for depth in (*self.depths, None)]
+            cells = [self.share(task, length, depth) for depth in (*depths, None)]
             table.add_row(f"{length:,}", *map(_cell, cells))
         return table
 

@@ -140,7 +140,7 @@ def chain(script: Script, link: Link, first: Tool, second: Tool) -> None:
     rest = text.rpartition(" it")[2]
     verb = link.second.asks[0].text.partition(" the ")[0]
     script.user(
-        polish(_lookup_words(link, one, rng) if parted else text, True, rng, value_first=joint.startswith("{1."))
+        polish(lookup_words(link, one, rng) if parted else text, True, rng, value_first=joint.startswith("{1."))
     )
     (call,) = script.call((first.name, one.arguments_json))
     found = script.values.draw(dict(link.first.results)[link.field])
@@ -158,7 +158,8 @@ def chain(script: Script, link: Link, first: Tool, second: Tool) -> None:
     script.last = None
 
 
-def _lookup_words(link: Link, one: Request, rng: Dice) -> str:
+def lookup_words(link: Link, one: Request, rng: Dice) -> str:
+    """The request for the first tool alone, with the values of `one`."""
     phrase = " ".join(
         add_phrase(rng.choice(one.tool.frame.slot(s).phrases), v.surface, rng) for s, v in one.values.items()
     )
@@ -169,7 +170,7 @@ def _composed_words(script: Script, link: Link, first: Tool, second: Tool, joint
     rng, values = script.rng, script.values
     one = make_request(first, values, plain=True, optional=0.0)
     two = make_request(second, values, plain=True, optional=0.1, omit=link.slot)
-    words = _lookup_words(link, one, rng)
+    words = lookup_words(link, one, rng)
     phrase = " ".join(
         add_phrase(rng.choice(first.frame.slot(s).phrases), v.surface, rng) for s, v in one.values.items()
     )
