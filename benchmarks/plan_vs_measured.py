@@ -2,8 +2,9 @@
 
     python benchmarks/plan_vs_measured.py [--models k2-nano random:mini random:moonlight] [--threads N] [--json FILE]
 
-Every model is measured as `openk2 bench` does, and predicted by the same roofline with the losses that
-`planner.hardware` states for openk2's engine. `random:moonlight` takes 9 GB in int4 and some minutes.
+Every model is measured as `openk2 bench` does, and predicted in two ways: as `openk2 plan --here` does, from a few
+layers with random weights that are timed here before the model (`bench/probe.py`), and by the roofline with the losses
+that `planner.hardware` states for openk2's engine. `random:moonlight` takes 9 GB in int4 and some minutes.
 """
 
 from __future__ import annotations
@@ -20,21 +21,39 @@ import torch
 
 from openk2.bench import Case, make_cases, measure_limits, run
 from openk2.bench.limits import MachineLimits
+from openk2.bench.probe import probe
 from openk2.bench.run import SCHEMES
+from openk2.checkpoint import Quantization
+from openk2.config import ModelConfig
 from openk2.llm.source import Source
-from openk2.planner import ModelShape, scheme
+from openk2.planner import ModelShape, Parallelism, scheme
 from openk2.planner.hardware import OPENK2_CPU_EFFICIENCY
+from openk2.planner.parallel import device_weights_bytes_by_kind
 
 FORMATS = {"k2-nano": ("bf16", "int4"), "random:mini": ("bf16", "int4"), "random:moonlight": ("int4",)}
+
+
+def probed(config: ModelConfig, formats: str, weights_bytes: int, cases: list[Case]) -> dict[Case, float]:
+    """Seconds of each case (a prompt, or one decode step), from slices timed for its batch and length of prompt."""
+    quantization, seconds = Quantization.parse(formats), {}
+    for case in cases:
+        batch, chunk = case.batch, case.context if case.kind == "prefill" else 512
+        speed = probe(config, quantization, weights_bytes=weights_bytes, chunk_tokens=chunk, batch=batch)
+        is_prefill = case.kind == "prefill"
+        seconds[case] = speed.prompt_s(case.context) if is_prefill else speed.decode_s(case.context)
+    return seconds
 
 
 def compare(name: str, formats: str, limits: MachineLimits, cases: list[Case], rounds: int) -> list[dict[str, Any]]:
     source = Source.find(name)
     shape, stored, device = ModelShape.from_config(name, source.config), scheme(SCHEMES[formats]), limits.as_device()
+    weights_bytes = sum(device_weights_bytes_by_kind(shape, stored, Parallelism()).values())
+    before = probed(source.config, formats, weights_bytes, cases)
     done = run(source, cases, limits, quantization=formats, rounds=rounds)
     found = []
     for one in done.results:
-        predicted = one.tokens / one.case.limit(shape, stored, "f32", device, OPENK2_CPU_EFFICIENCY).total_s
+        predicted = one.tokens / before[one.case]
+        roofline = one.tokens / one.case.limit(shape, stored, "f32", device, OPENK2_CPU_EFFICIENCY).total_s
         found.append(
             {
                 "model": name,
@@ -43,9 +62,15 @@ def compare(name: str, formats: str, limits: MachineLimits, cases: list[Case], r
                 "measured": round(one.tokens_per_s, 2),
                 "predicted": round(predicted, 2),
                 "error": round(predicted / one.tokens_per_s - 1, 3),
+                "roofline": round(roofline, 2),
+                "roofline error": round(roofline / one.tokens_per_s - 1, 3),
             }
         )
-        print("{model} {formats} {case}: measured {measured}, predicted {predicted}, {error:+.0%}".format(**found[-1]))
+        print(
+            "{model} {formats} {case}: measured {measured}, predicted {predicted}, {error:+.0%}; roofline {roofline}, "
+            "{roofline error:+.0%}".format(**found[-1]),
+            flush=True,
+        )
     return found
 
 
@@ -63,7 +88,11 @@ def main() -> None:
         cases = make_cases([128, 512], [16, 1024], [8], window=Source.find(name).config.max_position_embeddings)
         for formats in FORMATS[name]:
             found += compare(name, formats, limits, cases, arguments.rounds)
-    errors = [one["error"] for one in found]
+    summary = {}
+    for key in ("error", "roofline error"):
+        errors = [one[key] for one in found]
+        within = sum(abs(error) <= 0.25 for error in errors) / len(errors)
+        summary[key] = {"bias": round(statistics.mean(errors), 3), "within 25%": round(within, 2)}
     result = {
         "command": " ".join(["python", "benchmarks/plan_vs_measured.py", *sys.argv[1:]]),
         "commit": subprocess.run(
@@ -72,8 +101,7 @@ def main() -> None:
         "machine": {"cpu": limits.processor, "threads": limits.threads},
         "read GB/s": round(limits.read_bytes_per_s / 1e9, 1),
         "GFLOP/s": round(limits.f32_flops_per_s / 1e9, 1),
-        "bias": round(statistics.mean(errors), 3),
-        "within 25%": sum(abs(error) <= 0.25 for error in errors) / len(errors),
+        **summary,
         "cases": found,
     }
     print(json.dumps({key: value for key, value in result.items() if key != "cases"}, indent=2))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from openk2.config import ModelConfig
     from openk2.planner import Hardware, ModelShape, Plan
     from openk2.planner.cost import Cost, HostedPrice, Prices
 
@@ -81,6 +82,8 @@ def command(
         )
     else:
         first = make_plan(_shape(model), machine, wanted, quantization=quantization, cache_format=cache)
+        if here:
+            first = _probed(first, model)
     cost = _cost(first, *_own_prices(first, own, book))
     drawn = _draw(first, *_own_prices(first, own, book), plots) if plots else []
     plans = [first]
@@ -125,6 +128,53 @@ def _measured() -> Hardware:
         folder.mkdir(parents=True, exist_ok=True)
         disk = measure_disk(folder)
     return Hardware(device=measure_limits().as_device(disk), efficiency=OPENK2_CPU_EFFICIENCY)
+
+
+PACKED = {"bf16": "bf16", "int8": "int8", "q8_0": "int8", "int4": "int4", "q4_0": "int4"}
+"""What openk2 serves a scheme's weights in on a processor."""
+
+
+def _probed(plan: Plan, model: str) -> Plan:
+    """The plan with its speed measured on some layers of the model's shape, where openk2 would serve it from memory."""
+    from openk2.bench.probe import NUM_ROUNDS, SLICE_BYTES, probe
+    from openk2.checkpoint import Quantization
+    from openk2.cli.progress import progress_bar
+    from openk2.planner.measured import with_measured_speed
+
+    config, formats, load = _config(model), PACKED.get(plan.quantization), plan.load
+    if config is None or formats is None or plan.speed is None or plan.memory.disk_experts_fraction:
+        return plan
+    if plan.memory.weights_bytes > SLICE_BYTES * config.num_hidden_layers:
+        return plan  # to draw a few layers would take minutes
+    chunk = min(512, load.uncached_prompt_tokens)
+    with progress_bar("timing layers", NUM_ROUNDS) as on_round:
+        speed = probe(
+            config,
+            Quantization.parse(formats),
+            weights_bytes=plan.memory.weights_bytes,
+            chunk_tokens=chunk,
+            batch=load.batch,
+            on_round=on_round,
+        )
+    return with_measured_speed(
+        plan,
+        decode_step_s=speed.decode_s(load.mean_context_tokens),
+        prompt_s=speed.prompt_s(load.uncached_prompt_tokens, load.prompt_tokens - load.uncached_prompt_tokens),
+        measured=f"speed: measured here with openk2's engine on {speed.layers[0]} and {speed.layers[1]} of "
+        f"{config.num_hidden_layers} layers with random weights, {formats} packed, at depths of 0 and 2,048",
+    )
+
+
+def _config(model: str) -> ModelConfig | None:
+    """What openk2 can build of the model: None where it is another family's, or only its tensors' sizes are known."""
+    from openk2 import assets
+    from openk2.checkpoint import load_config
+    from openk2.config import PRESETS
+
+    if model.lower() in PRESETS:
+        return PRESETS[model.lower()]()
+    folder = assets.path(model) if model in assets.names() else Path(model)
+    return load_config(folder) if (folder / "config.json").exists() else None
 
 
 PRICE_KEYS = ("hour", "in", "out", "cached")

@@ -82,7 +82,7 @@ class TimeTerms:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """By roofline. Rates are of the whole deployment unless they say otherwise."""
+    """By roofline, or with measured rates (`measured.py`). Those are of the whole deployment unless they say else."""
 
     decode: TimeTerms
     """One step, in which each running request gets one token."""
