@@ -54,6 +54,9 @@ def command(
     memory: str | None = typer.Option(
         None, help="What the model's process keeps to, such as 8GiB; experts that do not fit are read from disk."
     ),
+    prefix_cache_file: Path | None = typer.Option(
+        None, help="Keeps the prefix cache over restarts: read at the start, written at a clean end."
+    ),
     num_speculative_tokens: int | None = typer.Option(
         None, min=0, help="Most tokens of an answer that are guessed and checked in one step; 0: none."
     ),
@@ -143,11 +146,19 @@ def command(
     if upstream:
         from openk2.cli.gateway import GatewayOptions, serve_gateway
 
-        local = (max_model_len, override_generation_config, mode, quantization, memory, num_speculative_tokens)
+        local = (
+            max_model_len,
+            override_generation_config,
+            mode,
+            quantization,
+            memory,
+            num_speculative_tokens,
+            prefix_cache_file,
+        )
         if any(option is not None for option in local):
             raise ConfigError(
-                "--max-model-len, --override-generation-config, --mode, --quantization, --memory and "
-                "--num-speculative-tokens are for models that run here, not upstream"
+                "--max-model-len, --override-generation-config, --mode, --quantization, --memory, "
+                "--num-speculative-tokens and --prefix-cache-file are for models that run here, not upstream"
             )
         options = GatewayOptions.read(
             upstream,
@@ -174,6 +185,7 @@ def command(
             quantization=quantization,
             packed_folder=packed_folder,
             memory=promised,
+            prefix_cache_file=prefix_cache_file,
             num_speculative_tokens=num_speculative_tokens,
             engine_process=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 NULL_BLOCK = 0
 """Never handed out: what unused entries of a block table point at."""
@@ -11,6 +12,16 @@ ROOT = 0
 """The node of the empty prefix."""
 
 _Key = tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class CachedBlock:
+    """A block of the prefix cache."""
+
+    block: int
+    parent: int | None
+    """The block before it; None at a prompt's start."""
+    token_ids: tuple[int, ...]
 
 
 class BlockManager:
@@ -91,6 +102,28 @@ class BlockManager:
         self._last_node += 1
         self._block_of[key], self._key_of[block], self._node_of[block] = block, key, self._last_node
         return self._last_node
+
+    def cached(self) -> list[CachedBlock]:
+        """The prefix cache, what would be evicted last first: each block comes after the one that it follows."""
+        held = sorted(self._key_of.keys() - self._idle.keys(), key=self._node_of.__getitem__)
+        block_of_node = {node: block for block, node in self._node_of.items()}
+        return [
+            CachedBlock(block, block_of_node.get(self._key_of[block][0]), self._key_of[block][1])
+            for block in (*held, *reversed(self._idle))
+        ]
+
+    def restore(self, token_ids: Sequence[tuple[int, ...]], parents: Sequence[int | None]) -> dict[int, int]:
+        """Register blocks in `cached`'s order, as far as there is free room; their contents are the caller's to write.
+
+        `parents` are places in the sequence. Returns the block of each place that was taken.
+        """
+        count = min(len(token_ids), len(self._free)) if self.enable_prefix_caching else 0
+        blocks = self.allocate(count) or []
+        nodes: list[int] = []
+        for tokens, parent, block in zip(token_ids, parents, blocks, strict=False):
+            nodes.append(self.register(ROOT if parent is None else nodes[parent], tokens, block))
+        self.release(blocks)
+        return dict(enumerate(blocks))
 
     def release(self, blocks: Sequence[int]) -> None:
         """Give back one holder's blocks, in the order of the sequence."""

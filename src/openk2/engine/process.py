@@ -33,7 +33,7 @@ IDLE_CHECK_SECONDS = 1.0
 """How often an idle engine process looks whether its parent still lives, should the pipe not tell."""
 
 CLOSE_SECONDS = 5.0
-"""How long a closing engine may finish its step before it is ended."""
+"""How long a closing engine may finish its step before it is ended, where its owner does not say."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ class EngineParts:
 
     engine: Engine
     make_constraint: Callable[[Any], TokenConstraint | None]
+    on_close: Callable[[], None] = lambda: None
+    """Called when the engine is closed, not when it dies."""
 
 
 Builder = Callable[[], EngineParts]
@@ -148,6 +150,7 @@ def _run(parts: EngineParts, receive: Callable[[bool], _Command | None], emit: C
         while command is not None:
             match command:
                 case _Close():
+                    parts.on_close()
                     return
                 case _Abort(request_id):
                     engine.abort(request_id)
@@ -232,8 +235,9 @@ class _Sinks:
 class ThreadEngine:
     """The engine in a thread of this process. The builder runs in the caller's thread and may raise."""
 
-    def __init__(self, build: Builder) -> None:
+    def __init__(self, build: Builder, *, close_seconds: float = CLOSE_SECONDS) -> None:
         parts = build()
+        self._close_seconds = close_seconds
         self.max_model_len = parts.engine.max_model_len
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._sinks = _Sinks(parts.engine.stats())
@@ -258,7 +262,7 @@ class ThreadEngine:
 
     def close(self) -> None:
         self._inbox.put(_Close())
-        self._thread.join(CLOSE_SECONDS)
+        self._thread.join(self._close_seconds)
         self._sinks.die("the engine was closed")
 
     def _serve(self, parts: EngineParts) -> None:
@@ -282,7 +286,8 @@ class ProcessEngine:
     this one, however this one ends: it sees its pipe close.
     """
 
-    def __init__(self, build: Builder) -> None:
+    def __init__(self, build: Builder, *, close_seconds: float = CLOSE_SECONDS) -> None:
+        self._close_seconds = close_seconds
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -326,7 +331,7 @@ class ProcessEngine:
     def close(self) -> None:
         self._sinks.die("the engine was closed")
         self._outbox.put(_Close())
-        self._process.join(CLOSE_SECONDS)
+        self._process.join(self._close_seconds)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()

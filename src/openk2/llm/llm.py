@@ -30,7 +30,7 @@ from openk2.chat.trace import Trace
 from openk2.checkpoint import Quantization, load_generation_config
 from openk2.config import SamplingParams
 from openk2.engine import EngineConfig, StepOutput
-from openk2.engine.process import EngineClient, Outcome, ProcessEngine, Submission, ThreadEngine
+from openk2.engine.process import CLOSE_SECONDS, EngineClient, Outcome, ProcessEngine, Submission, ThreadEngine
 from openk2.errors import (
     ConfigError,
     ContextLengthError,
@@ -42,6 +42,10 @@ from openk2.tokenizer import Tokenizer
 
 DEFAULT_TEMPERATURE = 0.6
 """The model card's recommendation, where neither the request nor the checkpoint says."""
+
+
+SAVE_SECONDS = 120.0
+"""That a closing engine may take where it writes its prefix cache to a file."""
 
 
 class LLM:
@@ -57,6 +61,7 @@ class LLM:
     kernels; parts may differ, as in `int4,head=int8`.
     packed_folder: keeps the packed matrices of checkpoints in files, so that the next start maps them.
     num_speculative_tokens: most tokens of an answer that are guessed and checked in one step (docs/drafts.md); 0: none.
+    prefix_cache_file: keeps the prefix cache over restarts: read at the start, written when the model is closed.
     memory: bytes that the engine's process keeps to. Packed experts that do not fit stay on disk (docs/memory.md).
     engine_process: run the engine in a process of its own, as a server should. Programs that set it guard their main
     module by `if __name__ == "__main__"`.
@@ -76,6 +81,7 @@ class LLM:
         quantization: str | None = None,
         packed_folder: Path | None = None,
         memory: int | None = None,
+        prefix_cache_file: Path | None = None,
         num_speculative_tokens: int | None = None,
         engine_process: bool = False,
         engine_config: EngineConfig | None = None,
@@ -106,10 +112,26 @@ class LLM:
         if num_speculative_tokens is not None:
             engine_config = replace(engine_config, num_speculative_tokens=num_speculative_tokens)
         self._has_drafts = engine_config.num_speculative_tokens > 0
+        if prefix_cache_file is not None and not prefix_cache_file.absolute().parent.is_dir():
+            raise ConfigError(
+                f"{prefix_cache_file}: there is no such folder to keep the prefix cache in", param="prefix_cache_file"
+            )
         build = EngineBuilder(
-            source, device, dtype, tokenizer_folder, self.stop_token_ids, engine_config, formats, packed_folder, memory
+            source,
+            device,
+            dtype,
+            tokenizer_folder,
+            self.stop_token_ids,
+            engine_config,
+            formats,
+            packed_folder,
+            memory,
+            prefix_cache_file,
+            self.fingerprint,
         )
-        self._engine: EngineClient = ProcessEngine(build) if engine_process else ThreadEngine(build)
+        seconds = CLOSE_SECONDS if prefix_cache_file is None else SAVE_SECONDS
+        run = ProcessEngine if engine_process else ThreadEngine
+        self._engine: EngineClient = run(build, close_seconds=seconds)
 
     @property
     def model(self) -> str:

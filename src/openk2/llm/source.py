@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,9 +21,12 @@ from openk2.config import ModelConfig, preset
 from openk2.engine import Engine, EngineConfig
 from openk2.engine.constraint import TokenConstraint
 from openk2.engine.memory_plan import plan_memory
+from openk2.engine.prefix_file import load_prefixes, save_prefixes
 from openk2.engine.process import EngineParts
 from openk2.errors import CheckpointError, ConfigError, EnvironmentFault
 from openk2.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 RANDOM_PREFIX = "random:"
 
@@ -197,6 +201,9 @@ class EngineBuilder:
     packed_folder: Path | None = None
     memory: int | None = None
     """Bytes that the engine's process keeps to."""
+    prefix_cache_file: Path | None = None
+    fingerprint: str = ""
+    """Of weights and formats, for that file."""
 
     def __call__(self) -> EngineParts:
         if self.quantization is not None and self.device != "cpu":
@@ -225,4 +232,15 @@ class EngineBuilder:
                 end_ids=self.stop_token_ids,
             )
 
-        return EngineParts(engine, make_constraint)
+        if self.prefix_cache_file is None:
+            return EngineParts(engine, make_constraint)
+        kept, fingerprint = self.prefix_cache_file, f"{self.fingerprint}-{self.dtype}"
+        load_prefixes(engine, kept, fingerprint)
+
+        def on_close() -> None:
+            try:
+                save_prefixes(engine, kept, fingerprint)
+            except OSError as error:
+                logger.warning("the prefix cache was not written to %s: %s", kept, error.strerror or error)
+
+        return EngineParts(engine, make_constraint, on_close)
