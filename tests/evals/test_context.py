@@ -128,7 +128,7 @@ def test_an_endpoints_tokens_are_estimated_by_its_usage() -> None:
     cases = list(make_contexts(Filler(count), [8_000], places(2), 2, seed=0))
     for one in cases:
         told = usage(ChatRequest(one.case.messages, one.case.tools)).usage
-        assert told is not None and told.prompt_tokens == pytest.approx(8_000 - ANSWER_TOKENS, rel=0.02)
+        assert told is not None and 0.95 < told.prompt_tokens / (8_000 - ANSWER_TOKENS) <= 1
 
 
 def test_lengths_places_and_room() -> None:

@@ -88,8 +88,9 @@ class ContextReport:
         depths = self.depths(task)
         n = self.share(task, self.lengths[0], *depths[:1]).n
         about = "" if self.exact else ", lengths estimated"
-        title = f"{self.model}, {task}: right answers in % with 95% interval, n={n} each{about}"
+        title = f"{self.model}, {task}: % right, 95% interval, n={n} each{about}"
         table = Table("tokens", title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+        table.min_width = len(title)  # else rich folds it over a narrow table
         for depth in depths:
             table.add_column(f"{depth:.0%} deep", justify="right", no_wrap=True)
         table.add_column("all", justify="right", no_wrap=True)
