@@ -14,6 +14,7 @@ import json
 import statistics
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 
 from openk2.bench import Case, make_cases, measure_limits, run
 from openk2.bench.limits import MachineLimits
-from openk2.bench.probe import probe
+from openk2.bench.probe import ProbedSpeed, probe
 from openk2.bench.run import SCHEMES
 from openk2.checkpoint import Quantization
 from openk2.config import ModelConfig
@@ -35,12 +36,18 @@ FORMATS = {"k2-nano": ("bf16", "int4"), "random:mini": ("bf16", "int4"), "random
 
 def probed(config: ModelConfig, formats: str, weights_bytes: int, cases: list[Case]) -> dict[Case, float]:
     """Seconds of each case (a prompt, or one decode step), from slices timed for its batch and length of prompt."""
-    quantization, seconds = Quantization.parse(formats), {}
+    quantization = Quantization.parse(formats)
+
+    @cache
+    def sliced(chunk_tokens: int, batch: int) -> ProbedSpeed:
+        return probe(config, quantization, weights_bytes=weights_bytes, chunk_tokens=chunk_tokens, batch=batch)
+
+    seconds = {}
     for case in cases:
-        batch, chunk = case.batch, case.context if case.kind == "prefill" else 512
-        speed = probe(config, quantization, weights_bytes=weights_bytes, chunk_tokens=chunk, batch=batch)
-        is_prefill = case.kind == "prefill"
-        seconds[case] = speed.prompt_s(case.context) if is_prefill else speed.decode_s(case.context)
+        if case.kind == "prefill":
+            seconds[case] = sliced(case.context, 1).prompt_s(case.context)
+        else:
+            seconds[case] = sliced(512, case.batch).decode_s(case.context)
     return seconds
 
 
