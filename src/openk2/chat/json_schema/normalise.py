@@ -13,6 +13,7 @@ from typing import Any
 from openk2.chat.json_schema.dates import FORMAT_PATTERNS
 from openk2.chat.json_schema.finite import Finite
 from openk2.chat.json_schema.one_of import Branches
+from openk2.chat.json_schema.patterns import compiler_pattern
 from openk2.chat.json_schema.references import References
 from openk2.errors import SchemaError
 
@@ -89,6 +90,12 @@ class _Normaliser:
                 parts = schema[key]
                 names = sorted(parts) if self._sort else parts
                 schema[key] = {name: self._normalise(parts[name], close=close) for name in names}
+        if isinstance(schema.get("pattern"), str):
+            schema["pattern"] = compiler_pattern(schema["pattern"])
+        if isinstance(schema.get("patternProperties"), Mapping):
+            schema["patternProperties"] = {
+                compiler_pattern(name): part for name, part in schema["patternProperties"].items()
+            }
         for key in _SCHEMA_LISTS:
             if isinstance(schema.get(key), list):
                 inner = close_beside if key in _APPLICATORS else close
