@@ -7,6 +7,7 @@
 
 #include "common/packed_tile.hpp"
 #include "common/thread_pool.hpp"
+#include "decode_attention.hpp"
 #include "rms_norm.hpp"
 
 namespace openk2::OPENK2_ISA {
@@ -17,9 +18,7 @@ void rms_norm(const RmsNorm& args);
 
 namespace {
 
-constexpr int64_t kKeyTile = 64;
-constexpr int64_t kHeadBlock = 4;
-constexpr float kLowest = -3.0e38f;
+constexpr int64_t kRouterRows = 16;  // experts of one task
 
 struct Buffers {
     float* normed;   // (tokens, hidden)
@@ -33,7 +32,8 @@ struct Buffers {
     float* choice;   // (tokens, experts)
     int64_t* ids;    // (tokens, topk)
     float* weights;  // (tokens, topk)
-    float* attention;
+    float* queries;  // (tokens, heads, latent + rope)
+    float* latents;  // (tokens, heads, latent)
     uint8_t* product;
 };
 
@@ -60,7 +60,8 @@ Buffers buffers_of(const DecodeLayers& args) {
     b.choice = take<float>(at, tokens * experts * 4);
     b.ids = take<int64_t>(at, tokens * topk * 8);
     b.weights = take<float>(at, tokens * topk * 8);
-    b.attention = take<float>(at, tokens * ceil_div(s.heads, kTaskHeads) * attention_floats(s) * 4);
+    b.queries = take<float>(at, tokens * s.heads * (s.latent + s.rope) * 4);
+    b.latents = take<float>(at, tokens * s.heads * s.latent * 4);
     b.product = at;
     return b;
 }
@@ -86,138 +87,20 @@ void rotate(float* x, const float* cos, const float* sin, int64_t pairs) {
     }
 }
 
-template <typename A, typename B>
-float dot(const A* a, const B* b, int64_t count) {
-    Lanes total = {};
-    const int64_t whole = count - count % kLanes;
-    for (int64_t i = 0; i < whole; i += kLanes) {
-        const Lanes x = load(a + i), y = load(b + i);
-        for (int r = 0; r < kRegisters; ++r) total.part[r] += x.part[r] * y.part[r];
-    }
-    if (whole < count) {
-        const Lanes x = load_some(a + whole, count - whole), y = load_some(b + whole, count - whole);
-        for (int r = 0; r < kRegisters; ++r) total.part[r] += x.part[r] * y.part[r];
-    }
-    return sum(total);
-}
-
-// Of M rows of `a`, `count` apart, with b: M sums side by side hide the latency of an addition.
-template <int M>
-void dots(const float* a, const float* b, int64_t count, float* out) {
-    Lanes total[M] = {};
-    const int64_t whole = count - count % kLanes;
-    for (int64_t i = 0; i < whole; i += kLanes) {
-        const Lanes y = load(b + i);
-        for (int m = 0; m < M; ++m) {
-            const Lanes x = load(a + m * count + i);
-            for (int r = 0; r < kRegisters; ++r) total[m].part[r] += x.part[r] * y.part[r];
-        }
-    }
-    if (whole < count) {
-        const Lanes y = load_some(b + whole, count - whole);
-        for (int m = 0; m < M; ++m) {
-            const Lanes x = load_some(a + m * count + whole, count - whole);
-            for (int r = 0; r < kRegisters; ++r) total[m].part[r] += x.part[r] * y.part[r];
-        }
-    }
-    for (int m = 0; m < M; ++m) out[m] = sum(total[m]);
-}
-
-void dots(const float* a, int64_t rows, const float* b, int64_t count, float* out) {
-    switch (rows) {
-        case 1: return dots<1>(a, b, count, out);
-        case 2: return dots<2>(a, b, count, out);
-        case 3: return dots<3>(a, b, count, out);
-        default: return dots<kHeadBlock>(a, b, count, out);
-    }
-}
-
-// to += from * by
-template <typename T>
-void add_scaled(float* to, const T* from, float by, int64_t count) {
-    const int64_t whole = count - count % kLanes;
-    for (int64_t i = 0; i < whole; i += kLanes) {
-        Lanes x = load(to + i);
-        const Lanes y = load(from + i);
-        for (int r = 0; r < kRegisters; ++r) x.part[r] += y.part[r] * by;
-        store(to + i, x);
-    }
-    if (whole < count) {
-        Lanes x = load_some(to + whole, count - whole);
-        const Lanes y = load_some(from + whole, count - whole);
-        for (int r = 0; r < kRegisters; ++r) x.part[r] += y.part[r] * by;
-        store_some(to + whole, x, count - whole);
-    }
-}
-
-float exponential_of(float x) {
-    F32 lanes = {};
-    lanes += x;
-    return exponential(lanes)[0];
-}
-
-// Attention of one token's heads [first, first + count) to everything up to its position, absorbed: the keys are the
-// cached latents themselves (DeepSeek-V2, arXiv:2405.04434, section 2.1.2). Softmax runs tile by tile with the largest
-// score so far (arXiv:1805.02867).
-void attend(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b, int64_t token, int64_t first,
-            int64_t count, float* working) {
-    const DecodeShape& s = args.shape;
-    const int64_t width = s.latent + s.rope, rows = s.nope + s.value;
-    const bf16* kv_b = reinterpret_cast<const bf16*>(layer.kv_b);
-    float* queries = working;                      // (kTaskHeads, width)
-    float* latents = working + kTaskHeads * width;  // (kTaskHeads, latent)
-    for (int64_t i = 0; i < count; ++i) {
-        const float* q = b.q + (token * s.heads + first + i) * (s.nope + s.rope);
-        const bf16* w_uk = kv_b + (first + i) * rows * s.latent;
-        float* query = queries + i * width;
-        for (int64_t c = 0; c < s.latent; ++c) query[c] = latents[i * s.latent + c] = 0.0f;
-        for (int64_t n = 0; n < s.nope; ++n) add_scaled(query, w_uk + n * s.latent, q[n], s.latent);
-        for (int64_t r = 0; r < s.rope; ++r) query[s.latent + r] = q[s.nope + r];
-    }
-    float most[kTaskHeads], total[kTaskHeads] = {}, scores[kTaskHeads][kKeyTile];
-    for (int64_t i = 0; i < count; ++i) most[i] = kLowest;
-    const int64_t context = args.positions[token] + 1;
-    const int64_t* blocks = args.tables + args.sequences[token] * args.table_width;
-    for (int64_t tile = 0; tile < context; tile += kKeyTile) {
-        const int64_t keys = context - tile < kKeyTile ? context - tile : kKeyTile;
-        const float* rows_at[kKeyTile];
-        for (int64_t k = 0; k < keys; ++k) {
-            const int64_t position = tile + k;
-            rows_at[k] = layer.cache +
-                         (blocks[position / s.block_size] * s.block_size + position % s.block_size) * width;
-        }
-        for (int64_t k = 0; k < keys; ++k) {
-            float products[kTaskHeads];
-            for (int64_t i = 0; i < count; i += kHeadBlock)
-                dots(queries + i * width, count - i, rows_at[k], width, products + i);
-            for (int64_t i = 0; i < count; ++i) scores[i][k] = products[i] * s.softmax_scale;
-        }
-        for (int64_t i = 0; i < count; ++i) {
-            float largest_now = most[i];
-            for (int64_t k = 0; k < keys; ++k) largest_now = scores[i][k] > largest_now ? scores[i][k] : largest_now;
-            if (largest_now > most[i] && tile > 0) {
-                const float shrink = exponential_of(most[i] - largest_now);
-                total[i] *= shrink;
-                for (int64_t c = 0; c < s.latent; ++c) latents[i * s.latent + c] *= shrink;
-            }
-            most[i] = largest_now;
-            for (int64_t k = keys; k < kKeyTile; ++k) scores[i][k] = kLowest;
-            for (int64_t k = 0; k < kKeyTile; k += kLanes) {
-                Lanes lanes = load(scores[i] + k);
-                for (int r = 0; r < kRegisters; ++r) lanes.part[r] = exponential(lanes.part[r] - largest_now);
-                store(scores[i] + k, lanes);
-            }
-            for (int64_t k = 0; k < keys; ++k) total[i] += scores[i][k];
-        }
-        for (int64_t k = 0; k < keys; ++k)
-            for (int64_t i = 0; i < count; ++i)
-                add_scaled(latents + i * s.latent, rows_at[k], scores[i][k], s.latent);
-    }
-    for (int64_t i = 0; i < count; ++i) {
-        const bf16* w_uv = kv_b + ((first + i) * rows + s.nope) * s.latent;
-        float* out = b.mixed + (token * s.heads + first + i) * s.value;
-        for (int64_t v = 0; v < s.value; ++v) out[v] = dot(latents + i * s.latent, w_uv + v * s.latent, s.latent) / total[i];
-    }
+void attend_all(const DecodeAttention& a) {
+    const DecodeShape& s = a.args.shape;
+    const int64_t tokens = a.args.tokens;
+    parallel_for(s.heads, s.heads * s.nope * s.latent * 2, [&](int64_t head) { absorb(a, head); });
+    // Many heads read what is cached once for all of them; several threads need several tasks.
+    const int64_t per_task = tokens * s.heads < num_threads() * kTaskHeads ? kTaskHeads / 2 : kTaskHeads;
+    const int64_t head_tasks = ceil_div(s.heads, per_task);
+    int64_t read = 0;
+    for (int64_t t = 0; t < tokens; ++t) read += (a.args.positions[t] + 1) * s.heads * a.width() * 4;
+    parallel_for(tokens * head_tasks, read, [&](int64_t task) {
+        const int64_t first = task % head_tasks * per_task;
+        attend(a, task / head_tasks, first, s.heads - first < per_task ? s.heads - first : per_task);
+    });
+    parallel_for(s.heads, s.heads * s.value * s.latent * 2, [&](int64_t head) { expand(a, head); });
 }
 
 // h += attention(norm(h)), and the tokens' latents into the cache.
@@ -243,14 +126,7 @@ void attention(const DecodeLayers& args, const DecodeLayer& layer, const Buffers
         float* slot = layer.cache + args.slots[t] * width;
         for (int64_t i = 0; i < width; ++i) slot[i] = kv[i];
     }
-    const int64_t head_tasks = ceil_div(s.heads, kTaskHeads);
-    int64_t read = tokens * s.heads * (s.nope + s.value) * s.latent * 2;
-    for (int64_t t = 0; t < tokens; ++t) read += (args.positions[t] + 1) * s.heads * width * 4;
-    parallel_for(tokens * head_tasks, read, [&](int64_t task) {
-        const int64_t first = task % head_tasks * kTaskHeads;
-        const int64_t count = s.heads - first < kTaskHeads ? s.heads - first : kTaskHeads;
-        attend(args, layer, b, task / head_tasks, first, count, b.attention + task * attention_floats(s));
-    });
+    attend_all({args, layer, b.q, b.queries, b.latents, b.mixed});
     multiply(args, b, b.mixed, layer.o, b.made);
     add(args.h, b.made, tokens * s.hidden);
 }
@@ -300,22 +176,29 @@ int64_t within_budget(const ExpertBudgets& budgets, int64_t token, const float* 
     return count < budgets.most[token] ? count : budgets.most[token];
 }
 
-// One token's experts, strongest first, and their weights. See openk2/ops/reference/moe.py, `route`.
+// Logits of the router for all tokens.
+void score_experts(const DecodeLayers& args, const DecodeLayer& layer, const Buffers& b) {
+    const int64_t hidden = args.shape.hidden, experts = layer.down.count;
+    parallel_for(ceil_div(experts, kRouterRows), experts * hidden * 4, [&](int64_t task) {
+        const int64_t first = task * kRouterRows, left = experts - first;
+        all_dots<Streamed::rows>(
+            layer.router + first * hidden, hidden, left < kRouterRows ? left : kRouterRows, args.tokens, hidden,
+            [&](int64_t token) { return b.normed + token * hidden; },
+            [&](int64_t row, int64_t token, float logit) { b.scores[token * experts + first + row] = logit; });
+    });
+}
+
+// One token's experts by its logits, strongest first, and their weights. See openk2/ops/reference/moe.py, `route`.
 void route(const DecodeLayers& args, int64_t index, const Buffers& b, int64_t token) {
     const DecodeShape& s = args.shape;
     const DecodeLayer& layer = args.layers[index];
     const int64_t experts = layer.down.count;
-    const float* x = b.normed + token * s.hidden;
     float *scores = b.scores + token * experts, *choice = b.choice + token * experts;
-    float most = kLowest;
-    for (int64_t e = 0; e < experts; ++e) {
-        scores[e] = dot(layer.router + e * s.hidden, x, s.hidden);
-        most = scores[e] > most ? scores[e] : most;
-    }
     if (s.sigmoid) {
         for (int64_t e = 0; e < experts; ++e) scores[e] = 1.0f / (1.0f + exponential_of(-scores[e]));
     } else {
-        float total = 0.0f;
+        float most = kLowest, total = 0.0f;
+        for (int64_t e = 0; e < experts; ++e) most = scores[e] > most ? scores[e] : most;
         for (int64_t e = 0; e < experts; ++e) total += scores[e] = exponential_of(scores[e] - most);
         for (int64_t e = 0; e < experts; ++e) scores[e] /= total;
     }
@@ -356,8 +239,8 @@ bool feed_forward(const DecodeLayers& args, int64_t index, const Buffers& b) {
     norm(args.h, layer.post_norm, b.normed, tokens, s.hidden, s.norm_eps);
     int64_t topk = s.topk;
     if (layer.router) {
-        parallel_for(tokens, tokens * layer.down.count * s.hidden * 4,
-                     [&](int64_t token) { route(args, index, b, token); });
+        score_experts(args, layer, b);
+        for (int64_t t = 0; t < tokens; ++t) route(args, index, b, t);
         if (const ExpertSlots* slots = args.stored) {
             if (!slots->hold(slots->owner, index, b.ids, b.weights, b.normed, tokens)) return false;
             gate_up = slots->gate_up;

@@ -77,7 +77,7 @@ struct DecodeLayers {
 
 namespace {  // one copy per translation unit: each is compiled for its own instruction set
 
-constexpr int64_t kTaskHeads = 8;  // heads of one task: they share what it has read of the cache
+constexpr int64_t kTaskHeads = 16;  // heads of one task, at most: they share what it has read of the cache
 
 inline int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
 
@@ -122,17 +122,14 @@ inline int64_t most_query_rank(const DecodeLayers& args) {
     return most;
 }
 
-// Floats of one task of attention: the absorbed queries and the sums of its heads.
-inline int64_t attention_floats(const DecodeShape& s) { return kTaskHeads * (2 * s.latent + s.rope); }
-
 inline int64_t decode_scratch(const DecodeLayers& args) {
     const DecodeShape& s = args.shape;
-    const int64_t tokens = args.tokens, head_tasks = ceil_div(s.heads, kTaskHeads);
+    const int64_t tokens = args.tokens;
     return 3 * padded(tokens * s.hidden * 4) + padded(tokens * most_query_rank(args) * 4) +
            padded(tokens * s.heads * (s.nope + s.rope) * 4) + padded(tokens * (s.latent + s.rope) * 4) +
            padded(tokens * s.heads * s.value * 4) + 2 * padded(tokens * most_experts(args) * 4) +
-           2 * padded(tokens * largest(s.topk, 1) * 8) + padded(tokens * head_tasks * attention_floats(s) * 4) +
-           product_scratch(args);
+           2 * padded(tokens * largest(s.topk, 1) * 8) + padded(tokens * s.heads * (s.latent + s.rope) * 4) +
+           padded(tokens * s.heads * s.latent * 4) + product_scratch(args);
 }
 
 }  // namespace

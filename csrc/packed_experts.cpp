@@ -8,8 +8,6 @@
 namespace openk2::OPENK2_ISA {
 namespace {
 
-constexpr int64_t kTilesPerTask = 4;
-
 struct Groups {
     int32_t* begins;   // (experts + 1): where an expert's pairs begin in `pairs`
     int32_t* pairs;    // pair numbers (token * topk + k), by expert
@@ -52,45 +50,61 @@ void run_experts(const PackedExperts& args) {
     const Groups groups = group_pairs(args, scratch);
     parallel_for(args.tokens, args.tokens * hidden * 4, [&](int64_t row) { put_row(x, row, args.x + row * hidden, hidden); });
 
+    const bool in_order = num_threads() == 1;  // so that the next task is known
     const int64_t in_tile = tile_bytes(args.gate_up), in_matrix = matrix_bytes(args.gate_up);
     const int64_t blocks = groups.num_chosen + ceil_div(args.tokens * topk, kRowBlock);  // readings of a matrix, at most
-    parallel_for(groups.num_chosen * h.groups, 2 * blocks * in_matrix, [&](int64_t task) {
+    const auto gate_at = [&](int64_t task) {
+        return args.gate_up.data + 2 * groups.chosen[task / h.groups] * in_matrix + 2 * (task % h.groups) * in_tile;
+    };
+    const int64_t in_tasks = groups.num_chosen * h.groups;
+    parallel_for(in_tasks, 2 * blocks * in_matrix, [&](int64_t task) {
         const int64_t expert = groups.chosen[task / h.groups], group = task % h.groups;
         const int64_t columns = width - group * kGroup < kGroup ? width - group * kGroup : kGroup;
-        const uint8_t* gate = args.gate_up.data + 2 * expert * in_matrix + 2 * group * in_tile;
-        const uint8_t* up = gate + in_matrix;
+        const uint8_t *gate = gate_at(task), *up = gate + in_matrix;
+        const int64_t advance = in_order && task + 1 < in_tasks ? gate_at(task + 1) - gate : 0;
         for (int64_t p = groups.begins[expert]; p < groups.begins[expert + 1]; p += kRowBlock) {
             const int64_t left = groups.begins[expert + 1] - p;
             const int count = left < kRowBlock ? static_cast<int>(left) : kRowBlock;
             int64_t rows[kRowBlock] = {};
             for (int m = 0; m < count; ++m) rows[m] = groups.pairs[p + m] / topk;
+            const uint8_t* tiles[] = {gate, up, gate + in_tile, up + in_tile};
+            const int halves = columns > kTileRows ? 2 : 1;
+            Lanes out[kMostTiles][kRowBlock];
+            tile_products<format>(tiles, 2 * halves, advance, x, rows, count, out);
             float made[kRowBlock][kGroup];
-            for (int half = 0; half * kTileRows < columns; ++half) {
-                Lanes gates[kRowBlock], ups[kRowBlock];
-                tile_products<format>(gate + half * in_tile, x, rows, count, gates);
-                tile_products<format>(up + half * in_tile, x, rows, count, ups);
-                for (int m = 0; m < count; ++m) store(made[m] + half * kTileRows, silu_mul(gates[m], ups[m]));
-            }
+            for (int half = 0; half < halves; ++half)
+                for (int m = 0; m < count; ++m)
+                    store(made[m] + half * kTileRows, silu_mul(out[2 * half][m], out[2 * half + 1][m]));
             for (int m = 0; m < count; ++m) put_group(h, groups.pairs[p + m], group, made[m], columns);
         }
     });
 
-    const int64_t tiles = ceil_div(hidden, kTileRows), per_expert = ceil_div(tiles, kTilesPerTask);
+    const int64_t tiles = ceil_div(hidden, kTileRows), per_expert = ceil_div(tiles, kMostTiles);
     const int64_t out_tile = tile_bytes(args.down), out_matrix = matrix_bytes(args.down);
-    parallel_for(groups.num_chosen * per_expert, blocks * out_matrix, [&](int64_t task) {
-        const int64_t expert = groups.chosen[task / per_expert], first = task % per_expert * kTilesPerTask;
-        const int64_t end = first + kTilesPerTask < tiles ? first + kTilesPerTask : tiles;
-        for (int64_t tile = first; tile < end; ++tile)
-            for (int64_t p = groups.begins[expert]; p < groups.begins[expert + 1]; p += kRowBlock) {
-                const int64_t left = groups.begins[expert + 1] - p;
-                const int count = left < kRowBlock ? static_cast<int>(left) : kRowBlock;
-                int64_t rows[kRowBlock] = {};
-                for (int m = 0; m < count; ++m) rows[m] = groups.pairs[p + m];
-                Lanes out[kRowBlock];
-                tile_products<format>(args.down.data + expert * out_matrix + tile * out_tile, h, rows, count, out);
+    const auto down_at = [&](int64_t task) {
+        const int64_t first = task % per_expert * kMostTiles;
+        return args.down.data + groups.chosen[task / per_expert] * out_matrix + first * out_tile;
+    };
+    const int64_t out_tasks = groups.num_chosen * per_expert;
+    parallel_for(out_tasks, blocks * out_matrix, [&](int64_t task) {
+        const int64_t expert = groups.chosen[task / per_expert], first = task % per_expert * kMostTiles;
+        const int num_tiles = tiles - first < kMostTiles ? static_cast<int>(tiles - first) : kMostTiles;
+        const uint8_t* at[kMostTiles];
+        for (int t = 0; t < num_tiles; ++t) at[t] = down_at(task) + t * out_tile;
+        const int64_t advance = in_order && task + 1 < out_tasks ? down_at(task + 1) - at[0] : 0;
+        for (int64_t p = groups.begins[expert]; p < groups.begins[expert + 1]; p += kRowBlock) {
+            const int64_t left = groups.begins[expert + 1] - p;
+            const int count = left < kRowBlock ? static_cast<int>(left) : kRowBlock;
+            int64_t rows[kRowBlock] = {};
+            for (int m = 0; m < count; ++m) rows[m] = groups.pairs[p + m];
+            Lanes out[kMostTiles][kRowBlock];
+            tile_products<format>(at, num_tiles, advance, h, rows, count, out);
+            for (int t = 0; t < num_tiles; ++t) {
+                const int64_t column = (first + t) * kTileRows;
                 for (int m = 0; m < count; ++m)
-                    store_columns(y + rows[m] * hidden + tile * kTileRows, out[m], hidden - tile * kTileRows);
+                    store_columns(y + rows[m] * hidden + column, out[t][m], hidden - column);
             }
+        }
     });
 
     parallel_for(args.tokens, args.tokens * topk * hidden * 4, [&](int64_t token) {

@@ -2,9 +2,8 @@
 //
 // int8, int4: activations are quantised to int8 by groups of 32. A group's dot product is an exact integer, and the
 // groups are added in float32 in their order: every instruction set gives the same bits.
-// bf16: each output is one sum in float32 in the order of the columns, product and sum rounded each by itself. The
-// 16 rows of a tile are the vector's lanes, so this order costs no shuffles. Fused multiply-add and the bfloat16 dot
-// products of AVX-512 would be faster in long prompts and give other bits.
+// bf16: each output is one sum in float32 in the order of the columns, each product fused with its sum. The 16 rows of
+// a tile are the vector's lanes, so this order costs no shuffles.
 #pragma once
 
 #include <stdint.h>
@@ -15,7 +14,7 @@
 
 #include "../packed.hpp"
 #include "exponential.hpp"
-#include "vector.hpp"
+#include "fused.hpp"
 
 namespace openk2 {
 namespace {
@@ -186,55 +185,70 @@ inline void group_dots(const uint8_t* quants, const int8_t* const (&x)[M], const
 #endif
 }
 
-// out[m] = the products of activation row `rows[m]` with the tile's 16 rows.
-template <PackedFormat format, int M>
-inline void tile_products(const uint8_t* tile, const Activations& a, const int64_t* rows, Lanes* out) {
-    Lanes total[M] = {};
-    if constexpr (format == PackedFormat::bf16) {
-        const float* x[M];
-        for (int m = 0; m < M; ++m) x[m] = a.values + rows[m] * a.groups * kGroup;
-        for (int64_t k = 0; k < a.groups * kGroup; ++k) {
-            const Lanes w = load(reinterpret_cast<const bf16*>(tile) + k * kTileRows);
-            for (int m = 0; m < M; ++m)
-                for (int r = 0; r < kRegisters; ++r) total[m].part[r] += w.part[r] * x[m][k];
-        }
-    } else {
-        for (int64_t g = 0; g < a.groups; ++g, tile += block_bytes(format)) {
+constexpr int kMostTiles = 4;          // of one task
+constexpr int64_t kAheadBytes = 2048;  // that are read ahead in each tile
+
+// Tiles that run side by side where rows are few: their sums hide each other's latency, and several streams get more out
+// of the memory than one.
+constexpr int tiles_aside(int rows) { return rows == 1 ? kMostTiles : rows == 2 ? 2 : 1; }
+
+// out[t][m] = the products of activation row `rows[m]` with the 16 rows of tile t. `advance`: from a tile to the one that
+// the next call takes in its place, which is read ahead where this one ends; 0 where that is not known.
+template <PackedFormat format, int T, int M>
+inline void tile_products(const uint8_t* const* tiles, int64_t advance, const Activations& a, const int64_t* rows,
+                          Lanes (*out)[kRowBlock]) {
+    constexpr int64_t bytes = block_bytes(format), ahead = kAheadBytes / bytes;
+    Lanes total[T][M] = {};
+    for (int64_t g = 0; g < a.groups; ++g) {
+        const int64_t at = g * bytes;
+        const int64_t next = at + ahead * bytes + (g + ahead < a.groups ? 0 : advance - a.groups * bytes);
+        if constexpr (format == PackedFormat::bf16) {
+            const float* x[M];
+            for (int m = 0; m < M; ++m) x[m] = a.values + (rows[m] * a.groups + g) * kGroup;
+            for (int64_t k = 0; k < kGroup; k += 2)  // two columns of a tile are a cache line
+                for (int t = 0; t < T; ++t) {
+                    prefetch(tiles[t] + next + k * kTileRows * 2);
+                    const bf16* columns = reinterpret_cast<const bf16*>(tiles[t] + at) + k * kTileRows;
+                    for (int c = 0; c < 2; ++c) {
+                        const Lanes w = load(columns + c * kTileRows);
+                        for (int m = 0; m < M; ++m) add_product(total[t][m], w, x[m][k + c]);
+                    }
+                }
+        } else {
             const int8_t* x[M];
             const int32_t* shifts[M];
             for (int m = 0; m < M; ++m) {
                 x[m] = a.quants + (rows[m] * a.groups + g) * kGroup;
                 shifts[m] = a.shifts + rows[m] * a.groups + g;
             }
-            Integers dots[M];
-            group_dots<format, M>(tile + 32, x, shifts, dots);
-            const Lanes scale = load(reinterpret_cast<const bf16*>(tile));
-            for (int m = 0; m < M; ++m) {
-                const float x_scale = a.scales[rows[m] * a.groups + g];
-                for (int r = 0; r < kRegisters; ++r)
-                    total[m].part[r] += __builtin_convertvector(dots[m].part[r], F32) * scale.part[r] * x_scale;
+            for (int t = 0; t < T; ++t) {
+                for (int64_t i = 0; i < bytes; i += 64) prefetch(tiles[t] + next + i);
+                const uint8_t* block = tiles[t] + at;
+                Integers dots[M];
+                group_dots<format, M>(block + 2 * kTileRows, x, shifts, dots);
+                const Lanes scale = load(reinterpret_cast<const bf16*>(block));
+                for (int m = 0; m < M; ++m) {
+                    const float x_scale = a.scales[rows[m] * a.groups + g];
+                    for (int r = 0; r < kRegisters; ++r)
+                        total[t][m].part[r] += __builtin_convertvector(dots[m].part[r], F32) * scale.part[r] * x_scale;
+                }
             }
         }
     }
-    for (int m = 0; m < M; ++m) out[m] = total[m];
+    for (int t = 0; t < T; ++t)
+        for (int m = 0; m < M; ++m) out[t][m] = total[t][m];
 }
 
+// The same for `count` <= kRowBlock rows and up to kMostTiles tiles.
 template <PackedFormat format>
-inline void tile_products(const uint8_t* tile, const Activations& a, const int64_t* rows, int count, Lanes* out) {
-    if constexpr (kRowBlock > 4) {
-        switch (count) {
-            case 5: return tile_products<format, 5>(tile, a, rows, out);
-            case 6: return tile_products<format, 6>(tile, a, rows, out);
-            case 7: return tile_products<format, 7>(tile, a, rows, out);
-            case 8: return tile_products<format, 8>(tile, a, rows, out);
-        }
-    }
-    switch (count) {
-        case 1: return tile_products<format, 1>(tile, a, rows, out);
-        case 2: return tile_products<format, 2>(tile, a, rows, out);
-        case 3: return tile_products<format, 3>(tile, a, rows, out);
-        default: return tile_products<format, 4>(tile, a, rows, out);
-    }
+inline void tile_products(const uint8_t* const* tiles, int num_tiles, int64_t advance, const Activations& a,
+                          const int64_t* rows, int count, Lanes (*out)[kRowBlock]) {
+    as_constant<kRowBlock>(count, [&](auto num_rows) {
+        constexpr int M = decltype(num_rows)::value, T = tiles_aside(M);
+        int t = 0;
+        for (; t + T <= num_tiles; t += T) tile_products<format, T, M>(tiles + t, advance, a, rows, out + t);
+        for (; t < num_tiles; ++t) tile_products<format, 1, M>(tiles + t, advance, a, rows, out + t);
+    });
 }
 
 inline void store_columns(float* to, const Lanes& lanes, int64_t count) {

@@ -153,9 +153,17 @@ def test_several_tokens_of_a_sequence_see_each_other(folder: Path) -> None:
     [(9, 17, 5, 2, 7, 1), (18, 33, 16, 6, 1, 16), (8, 1, 1, 2, 3, 5)],
 )
 def test_sizes_that_fill_no_vector(
-    heads: int, latent: int, nope: int, rope: int, value: int, topk: int, tmp_path: Path
+    heads: int,
+    latent: int,
+    nope: int,
+    rope: int,
+    value: int,
+    topk: int,
+    tmp_path: Path,
+    shared_loops: None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Heads beyond a task's eight, with every remainder of four; rows with a remainder of sixteen, or shorter."""
+    """Heads beyond a task's, with several remainders of four; rows with a remainder of sixteen, or shorter."""
     config = replace(
         tiny_config("k2-0905"),
         num_attention_heads=heads,
@@ -169,6 +177,14 @@ def test_sizes_that_fill_no_vector(
     )
     model = load(save_model(random_model(config).to(torch.bfloat16), tmp_path / "model"), "bf16")
     together = step(model)
+    before = torch.get_num_threads()
+    for isa, threads in ((cpu.supported_isas()[0], 1), (cpu.supported_isas()[-1], 6)):
+        with monkeypatch.context() as patch:
+            patch.setattr("openk2.ops.cpu.decode.isa", lambda isa=isa: isa)
+            torch.set_num_threads(threads)
+            made = step(model)
+            torch.set_num_threads(before)
+        assert all(torch.equal(a, b) for a, b in zip(together, made, strict=True)), (isa, threads)
     model.model.decode = None
     for a, b in zip(together, step(model), strict=True):
         assert (a - b).abs().max() < 1e-5 * b.abs().max()

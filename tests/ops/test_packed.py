@@ -133,6 +133,41 @@ def test_no_bit_depends_on_batch_threads_or_instruction_set(format: Format, thre
 
 
 @needs_extension
+@pytest.mark.parametrize("isa", cpu.supported_isas())
+@pytest.mark.parametrize(
+    ("weights", "x", "expected"),
+    [
+        # The product has more bits than float32, of which the sum leaves the last.
+        ([-(1 + 2**-7), 1 + 2**-7], [1.0, 1 + 2**-23], 2**-23 + 2**-30),
+        # 1 + 2^-24 + 2^-54: rounded to float64 on the way, it would fall to 1.
+        ([1.0, 205 * 2**-24], [1.0, 10475530 * 2**-31], 1 + 2**-23),
+        ([-1.0, -205 * 2**-24], [1.0, 10475530 * 2**-31], -1 - 2**-23),
+    ],
+)
+def test_bf16_products_and_their_sum_are_rounded_once(
+    weights: list[float], x: list[float], expected: float, isa: str
+) -> None:
+    weight = packed(torch.tensor([[weights]]), "bf16")
+    assert cpu.packed_linear(torch.tensor([x]), weight, isa_name=isa).item() == expected
+
+
+@needs_extension
+def test_bf16_bits_over_the_whole_range_of_floats() -> None:
+    """Sums that cancel, results too small for a normal number, infinities and NaNs."""
+    powers = torch.randint(-20, 20, (16, 128), generator=torch.Generator().manual_seed(3))
+    x = randn(16, 128, seed=1) * 10.0**powers
+    x[:, 1::2] = -x[:, ::2]
+    matrix = randn(40, 128, seed=2) * 10.0 ** (powers[0] - 18.0)
+    matrix[:, 1::2] = matrix[:, ::2]
+    matrix[0], x[0, 3], x[1, 5] = 1e38, torch.inf, torch.nan
+    weight = packed(matrix[None], "bf16")
+    results = [cpu.packed_linear(x, weight, isa_name=isa) for isa in cpu.supported_isas()]
+    assert (results[0].abs() < 1e-38).any() and results[0].isinf().any()
+    for result in results[1:]:
+        assert torch.equal(result.nan_to_num(nan=7.0), results[0].nan_to_num(nan=7.0))
+
+
+@needs_extension
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30, 1e-38, 0.0])
 def test_extreme_activations_as_the_definition(value: float, format: Format) -> None:
