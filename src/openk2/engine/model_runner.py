@@ -63,8 +63,10 @@ class ModelRunner:
         self._experts_of_drafts = {}
         for chunk in chunks:
             border = min(max(chunk.request.num_prompt_tokens, chunk.start), chunk.end)
-            if chunk.start < border:
-                prompts.append(replace(chunk, end=border))
+            if border <= chunk.start:
+                answers.append(chunk)
+                continue
+            prompts.append(replace(chunk, end=border))
             if border < chunk.end:
                 answers.append(replace(chunk, start=border))
         rows: dict[RequestState, Tensor] = {}
@@ -73,6 +75,8 @@ class ModelRunner:
         if answers:
             rows |= self._pass(answers, generated=True)
         sampled = [rows[chunk.request] for chunk in chunks if chunk.samples]
+        if len(sampled) == 1:
+            return sampled[0]
         return torch.cat(sampled) if sampled else torch.empty(0, self.model.config.vocab_size, device=self.device)
 
     def _pass(self, chunks: Sequence[Chunk], *, generated: bool) -> dict[RequestState, Tensor]:
@@ -97,8 +101,10 @@ class ModelRunner:
         }
         if not last:
             return {}
-        rows = hidden[torch.tensor([row for of_chunk in last.values() for row in of_chunk], device=self.device)]
-        logits = self.model.compute_logits(rows, per_row=generated)
+        wanted = [row for of_chunk in last.values() for row in of_chunk]
+        if len(wanted) < len(hidden):  # else all, in their order
+            hidden = hidden[torch.tensor(wanted, device=self.device)]
+        logits = self.model.compute_logits(hidden, per_row=generated)
         return dict(zip(last, logits.split([len(of_chunk) for of_chunk in last.values()]), strict=True))
 
     def accept_drafts(self, request: RequestState, count: int) -> None:

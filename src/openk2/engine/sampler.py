@@ -41,7 +41,7 @@ def sample(logits_BV: Tensor, requests: Sequence[RequestState]) -> list[int | Fa
     the answer's end before its fewest tokens. A row's result depends on that row alone.
     """
     failures: dict[int, Failure] = {}
-    usable = logits_BV.isfinite().all(-1)
+    usable = (logits_BV * 0).sum(-1) == 0  # all finite, in a fraction of the time of isfinite().all()
     for row, request in enumerate(requests):
         try:
             mask = _mask(request, logits_BV.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -64,8 +65,8 @@ class PackedDecode:
         if block_size not in self._ops:
             weights = [_weights(layer) for layer in self._layers]
             self._ops[block_size] = DecodeLayers(_shape(self._config), weights, block_size, self._stored())
-        starts = torch.tensor(paged.query_starts)
-        sequences = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+        spans = enumerate(pairwise(paged.query_starts))
+        sequences = torch.tensor([sequence for sequence, (start, end) in spans for _ in range(start, end)])
         cos, sin = rotary
         # One token's numbers do not depend on the others: those whose experts have slots together go together.
         most = self._most_tokens or len(h)

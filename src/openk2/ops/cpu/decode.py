@@ -5,6 +5,7 @@ There is no definition of this op under `ops/reference`: it is what the model's 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,8 @@ class DecodeLayers:
             vectors = (w.input_norm, w.q_a_norm, w.kv_a_norm, w.kv_b, w.post_norm, w.router, w.router_bias)
             stacks = (w.q_a, w.q_b, w.kv_a, w.o, w.gate_up, w.down, w.shared_gate_up, w.shared_down)
             self._plan.add_layer([0 if v is None else v.data_ptr() for v in vectors], [_packed(one) for one in stacks])
+        self._last_caches: list[weakref.ref[Tensor]] = []
+        self._cache_addresses: list[int] = []
         if stored is not None:
             self._stored = stored
             self._plan.hold_experts(stored.hold, _packed(stored.gate_up), _packed(stored.down))
@@ -127,7 +130,7 @@ class DecodeLayers:
         out = h.clone(memory_format=torch.contiguous_format)
         cos, sin = (table.contiguous() for table in rotary)
         tables = block_tables.contiguous()
-        self._check_call(out, cos, sin, positions, slots, sequences, tables, caches, budgets)
+        self._check_call(out, cos, sin, positions, slots, sequences, tables, budgets)
         taken = torch.zeros(len(self._layers), 0 if budgets is None else len(out), dtype=torch.int64)
         limits = () if budgets is None else (budgets.least_T, budgets.most_T, budgets.mass_T, taken)
         use_torchs_threads()
@@ -138,7 +141,7 @@ class DecodeLayers:
             (positions.data_ptr(), slots.data_ptr(), sequences.data_ptr(), tables.data_ptr()),
             tables.shape[1],
             tuple(tensor.data_ptr() for tensor in limits) or (0, 0, 0, 0),
-            [cache.data_ptr() for cache in caches],
+            self._addresses(caches),
             out.shape[0],
             isa(),
         )
@@ -153,7 +156,6 @@ class DecodeLayers:
         slots: Tensor,
         sequences: Tensor,
         tables: Tensor,
-        caches: Sequence[Tensor],
         budgets: ExpertBudgets | None,
     ) -> None:
         s, tokens = self._shape, len(h)
@@ -167,8 +169,17 @@ class DecodeLayers:
         for name, tensor in each:
             _check_tensor(name, tensor, torch.int64, (tokens,))
         _check_tensor("block_tables", tables, torch.int64, (len(tables), tables.shape[-1]))
-        for cache in caches:
-            _check_tensor("cache", cache, torch.float32, (len(cache), self._block_size, s.latent + s.rope))
+
+    def _addresses(self, caches: Sequence[Tensor]) -> list[int]:
+        """Of the caches, which are checked unless they are those of the last call."""
+        last = self._last_caches
+        if len(last) != len(caches) or any(ref() is not cache for ref, cache in zip(last, caches, strict=True)):
+            width = self._shape.latent + self._shape.rope
+            for cache in caches:
+                _check_tensor("cache", cache, torch.float32, (len(cache), self._block_size, width))
+            self._last_caches = [weakref.ref(cache) for cache in caches]
+            self._cache_addresses = [cache.data_ptr() for cache in caches]
+        return self._cache_addresses
 
 
 def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
