@@ -66,7 +66,8 @@ test-sanitized: setup ## the kernels' tests under the address and undefined-beha
 	  -DCMAKE_CXX_FLAGS='-fsanitize=address,undefined -fno-sanitize-recover=undefined' > /dev/null
 	cmake --build build/sanitized > /dev/null
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -p tests.support.sanitized tests/ops tests/models -m 'not slow'
+	  NATIVE_BUILD=build/sanitized OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -p tests.support.another_build \
+	  tests/ops tests/models -m 'not slow'
 
 test-peers: setup ## comparisons with other engines
 	$(PYTEST) tests/peers -m peers
