@@ -12,7 +12,7 @@ CLIENTS := .venv-clients
 CREWAI := .venv-crewai
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/pytest
 
-.PHONY: help setup serve test test-slow test-clients test-peers test-sanitized bench force
+.PHONY: help setup serve test test-slow test-clients test-peers test-sanitized test-neon bench force
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ test-sanitized: setup ## the kernels' tests under the address and undefined-beha
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  NATIVE_BUILD=build/sanitized OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q -p tests.support.another_build \
 	  tests/ops tests/models -m 'not slow'
+
+test-neon: setup ## the kernels' tests on 64-bit Arm, cross-built and emulated
+	dev/test-neon $(CURDIR)/$(VENV)/bin/python tests/ops tests/models/test_packed_decode.py -m 'not slow'
 
 test-peers: setup ## comparisons with other engines
 	$(PYTEST) tests/peers -m peers

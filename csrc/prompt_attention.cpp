@@ -4,7 +4,7 @@
 // Lanes are queries: scores, their largest and their sums need no step across lanes, and a query is alone in its lane.
 // Blocks and tiles begin at multiples of their size in the sequence, and sums run in the order of the positions. So what
 // a token gets depends on its sequence up to it, and neither on the chunk nor on the batch or the threads. Products are
-// fused with their sums (CMakeLists.txt), in every instruction set that can: all but the portable one.
+// fused with their sums (CMakeLists.txt), in every instruction set that can: all but x86's portable one.
 #include "prompt_attention.hpp"
 
 #include "common/exponential.hpp"

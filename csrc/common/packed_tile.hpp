@@ -10,6 +10,8 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(OPENK2_USES_NEON)
+#include <arm_neon.h>
 #endif
 
 #include "../packed.hpp"
@@ -107,6 +109,21 @@ inline int32_t four_bytes(const int8_t* from) {
     return value;
 }
 
+#if defined(OPENK2_USES_NEON)
+// Adds up the dot products of 4 bytes each: a[i] += sum of w[4 i + j] * x[4 number + j].
+template <int number>
+inline int32x4_t add_dots(int32x4_t a, int8x16_t w, int8x16_t x) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return vdotq_laneq_s32(a, w, x, number);
+#else
+    // Pairs of at most 2 * 128 * 127 fit 16 bits.
+    const int8x16_t four = vreinterpretq_s8_s32(vdupq_laneq_s32(vreinterpretq_s32_s8(x), number));
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(four)), high = vmull_high_s8(w, four);
+    return vpadalq_s16(a, vpaddq_s16(low, high));
+#endif
+}
+#endif
+
 // Dot products of one group: 16 matrix rows with M activation rows.
 template <PackedFormat format, int M>
 inline void group_dots(const uint8_t* quants, const int8_t* const (&x)[M], const int32_t* const (&shifts)[M],
@@ -164,6 +181,33 @@ inline void group_dots(const uint8_t* quants, const int8_t* const (&x)[M], const
                 }
             }
             for (int m = 0; m < M; ++m) dots[m].part[p] = (I32)acc[m];
+        }
+    }
+#elif defined(OPENK2_USES_NEON)
+    for (int p = 0; p < 4; ++p) {
+        int32x4_t acc[M];
+        for (int m = 0; m < M; ++m) acc[m] = vdupq_n_s32(format == PackedFormat::int4 ? *shifts[m] : 0);
+        int8x16_t w[8];
+        for (int j = 0; j < (format == PackedFormat::int4 ? 4 : 8); ++j) {
+            const uint8x16_t bytes = vld1q_u8(quants + 64 * j + 16 * p);
+            if constexpr (format == PackedFormat::int4) {
+                w[j] = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
+                w[j + 4] = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+            } else {
+                w[j] = vreinterpretq_s8_u8(bytes);
+            }
+        }
+        for (int m = 0; m < M; ++m) {
+            const int8x16_t first = vld1q_s8(x[m]), second = vld1q_s8(x[m] + 16);
+            acc[m] = add_dots<0>(acc[m], w[0], first);
+            acc[m] = add_dots<1>(acc[m], w[1], first);
+            acc[m] = add_dots<2>(acc[m], w[2], first);
+            acc[m] = add_dots<3>(acc[m], w[3], first);
+            acc[m] = add_dots<0>(acc[m], w[4], second);
+            acc[m] = add_dots<1>(acc[m], w[5], second);
+            acc[m] = add_dots<2>(acc[m], w[6], second);
+            acc[m] = add_dots<3>(acc[m], w[7], second);
+            dots[m].part[p] = (I32)acc[m];
         }
     }
 #else

@@ -65,6 +65,17 @@ void product(const float* A, int64_t row, int64_t col, const float* B, int64_t l
     product<accumulate>(Strided{A, row, col, B, ldb, C, ldc}, rows, columns, depth);
 }
 
+// Lanes of a and b, which come after each other.
+inline F32 shuffled(F32 a, F32 b, U32 lanes) {
+#if defined(__clang__)  // it knows a shuffle when it sees one, and has no such function
+    F32 out;
+    for (int j = 0; j < kWidth; ++j) out[j] = lanes[j] < kWidth ? a[lanes[j]] : b[lanes[j] - kWidth];
+    return out;
+#else
+    return __builtin_shuffle(a, b, lanes);
+#endif
+}
+
 // A square of kWidth registers, its rows for its columns: at each step the blocks of `Half` lanes off the diagonal
 // change places.
 template <int Half = kWidth / 2>
@@ -77,8 +88,8 @@ inline void transpose_square(F32 (&rows)[kWidth]) {
     for (int i = 0; i < kWidth; ++i)
         if (!(i & Half)) {
             const F32 a = rows[i], b = rows[i + Half];
-            rows[i] = __builtin_shuffle(a, b, low);
-            rows[i + Half] = __builtin_shuffle(a, b, high);
+            rows[i] = shuffled(a, b, low);
+            rows[i + Half] = shuffled(a, b, high);
         }
     if constexpr (Half > 1) transpose_square<Half / 2>(rows);
 }

@@ -90,6 +90,18 @@ def test_linear_parity(isa: str, shape: tuple[int, int, int], format: Format) ->
 
 
 @needs_extension
+@pytest.mark.parametrize(("format", "least", "most"), [("int8", -127, 127), ("int4", -8, 7)])
+@pytest.mark.parametrize("isa", cpu.supported_isas())
+def test_the_largest_products_are_exact(isa: str, format: Format, least: int, most: int) -> None:
+    """Some instruction sets add up pairs, or a whole group, in 16 bits."""
+    ends = torch.tensor([[least, least], [most, most], [least, most]])
+    weight = pack(PackedLayout(format, 1, 3, 64), ends.repeat(1, 32).to(torch.int8), torch.ones(3, 2).bfloat16())
+    stack = PackedStack(PackedLayout(format, 1, 3, 64), weight[None])
+    x = torch.tensor([[1.0, 1.0], [-1.0, -1.0], [-1.0, 1.0]]).repeat(1, 32)  # 127 and -127 in int8
+    assert torch.equal(cpu.packed_linear(x, stack, isa_name=isa), reference.packed_linear(x, stack))
+
+
+@needs_extension
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("shape", [(1, 8, 3, 16, 32), (5, 6, 2, 33, 40), (40, 16, 4, 20, 97), (3, 1, 1, 100, 64)])
 @pytest.mark.parametrize("isa", cpu.supported_isas())

@@ -1,7 +1,7 @@
 """Bindings to the compiled CPU ops (`csrc/`); absent where the package was built without a compiler.
 
 One library holds every op in several instruction sets; the fastest that this machine has is used, or the one that
-the environment variable `OPENK2_ISA` names (portable, avx2, avx512, neon).
+the environment variable `OPENK2_ISA` names (portable, avx2, avx512, neon, neon_dotprod).
 """
 
 from __future__ import annotations
